@@ -44,4 +44,4 @@ def main() -> None:
     entries = collect(args.places)
     board = leaderboard(entries, ranking_measure(entries, args.sort))
     write_leaderboard(args.output, board)
-    log.info(f"leaderboard of {len(entries)} models: {args.output / 'leaderboard.html'}")
+    log.info(f"leaderboard of {len(entries)} evaluations: {args.output / 'leaderboard.html'}")

@@ -44,7 +44,7 @@ def card(
         "number_forward_passes": 1,
         "clean": CleanAccuracy(clean, [0.5, 1.0], n),
         "robust": under,
-        "mpc": None,
+        "corrupted": None,
         "suite": "pgd-20x1",
         "attacks": ["pgd"],
         "effort": None,

@@ -24,6 +24,7 @@ from vidrobust.evaluation.results import _FREE
 from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.models.complexity import Complexity
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.stopping import EXIT_BELOW, EXIT_STOPPED
 
 CHECKED = Checks(8, [])
 
@@ -181,8 +182,8 @@ def _changed(**changes):
     [
         (_changed(other=1), "'other' was unexpected"),
         (lambda content: content.pop("robust"), "'robust' is a required property"),
-        (_changed(mpc=1.5), "mpc: 1.5 is greater than the maximum of 1"),
-        (_changed(mpc=float("nan")), "NaN or infinite"),
+        (_changed(chance=1.5), "chance: 1.5 is greater than the maximum of 1"),
+        (_changed(chance=float("nan")), "NaN or infinite"),
         (_changed(chance=True), "chance: True is not"),
         (_changed(link="javascript:alert(1)"), "link: .*does not match"),
         (_changed(link="https://a.b\n<b>"), "link: .*does not match"),
@@ -307,7 +308,7 @@ def test_an_evaluation_of_before_cards_has_one(name):
     assert not list(_validator().iter_errors(content))
     assert card.architecture == "r2plus1d_10, width 2" and card.training == "simclr with clae"
     assert card.input["frames"] == 2 and card.input["size"] == [16, 16]
-    assert bool(card.robust) == (name == "pgd") and (card.mpc is None) == (name == "pgd")
+    assert bool(card.robust) == (name == "pgd") and (card.corrupted is None) == (name == "pgd")
 
 
 def test_a_damaged_option_of_an_evaluation_is_named(tmp_path):
@@ -322,3 +323,43 @@ def test_report_only_adds_what_is_known_of_the_model(tmp_path):
     done = tool("test_net", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_card(tmp_path / "run/eval/pgd/card.json").name == "Name"
+
+
+# --- test_net --fail-under ---
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """A run with an evaluation: 75 % under linf-8/255, 100 % clean."""
+    top = tmp_path_factory.mktemp("earlier")
+    shutil.copytree(REPO / "tests/files/before_layout", top, dirs_exist_ok=True)
+    return top
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "lines"),
+    [
+        (["linf-8/255=75,clean=100"], 0, []),
+        (["linf-8/255=76"], EXIT_BELOW, ["linf-8/255: 75.00 % is below 76 %"]),
+        (["linf-8/255=80", "--fail-under", "linf-0=101"], 1, ["linf-0=101: must be 0 to 100"]),
+        (["linf-1/255=1"], 1, ["has no such accuracy; it has clean, linf-0, linf-8/255"]),
+    ],
+)
+def test_an_accuracy_below_its_limit_ends_with_a_status_of_its_own(earlier, limits, status, lines):
+    words = ["--checkpoint", "run", "--report-only", "--fail-under", *limits]
+    done = tool("test_net", *words, cwd=earlier)
+    assert done.returncode == status, done.stderr
+    errors = [line for line in done.stderr.splitlines() if " E " in line]
+    assert len(errors) == len(lines)
+    assert all(text in line for text, line in zip(lines, errors, strict=True))
+
+
+def test_an_unknown_limit_is_refused_before_anything_is_measured(earlier):
+    words = ["--checkpoint", "run", "eval.name=new", "--fail-under", "linf-1/255=1"]
+    done = tool("test_net", *words, cwd=earlier)
+    assert done.returncode == 1 and "has no such accuracy" in done.stderr
+    assert not (earlier / "run/eval/new").exists()
+
+
+def test_the_status_differs_from_those_of_mistakes_and_stops():
+    assert EXIT_BELOW not in (0, 1, 2, EXIT_STOPPED)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.evaluation.report.card_helpers import card
-from vidrobust.evaluation.report.card import Hashes
+from vidrobust.evaluation.report.card import CorruptedAccuracy, Hashes
 from vidrobust.evaluation.report.ranked_cards import (
     Entry,
     collect,
@@ -18,6 +18,7 @@ from vidrobust.evaluation.report.ranked_cards import (
 from vidrobust.utils.errors import UserError
 
 EPS = "linf-1/255"
+FOG = CorruptedAccuracy(0.1, ["fog"], [3])
 
 
 def entries(*cards):
@@ -60,7 +61,7 @@ def test_cards_of_other_data_or_attacks_are_not_ranked_together(other):
 
 
 def test_cards_are_ranked_by_any_accuracy():
-    items = entries(card("a", 0.2, clean=0.9, mpc=0.1), card("b", 0.9, clean=0.8, mpc=None))
+    items = entries(card("a", 0.2, clean=0.9, corrupted=FOG), card("b", 0.9, clean=0.8))
     assert measures_of(items) == [EPS, "mpc", "clean"]
     assert order(items, "clean") == [("a", 1), ("b", 2)]
     assert order(items, "mpc") == [("a", 1), ("b", None)]
@@ -94,7 +95,10 @@ def test_what_differs_within_a_group_is_reported():
     assert doubts_of_groups(items) == ["the classifiers differ (kNN, own head)"]
     items = entries(card("a", 0.1), card("b", 0.1, hashes=Hashes("", "", "other")))
     assert "lists of videos differ" in doubts_of_groups(items)[0]
-    assert doubts_of_groups(entries(card("a", 0.1), card("b", 0.2))) == []
+    other = CorruptedAccuracy(0.1, ["fog"], [4])
+    items = entries(card("a", 0.1, corrupted=FOG), card("b", 0.1, corrupted=other))
+    assert doubts_of_groups(items) == ["the corruptions of mpc differ"]
+    assert doubts_of_groups(entries(card("a", 0.1), card("b", 0.2, corrupted=FOG))) == []
 
 
 # --- Where cards are ---
@@ -131,8 +135,8 @@ def test_a_place_without_a_card_is_refused(tmp_path, place):
 
 
 def test_a_card_that_does_not_validate_is_refused_by_name(tmp_path):
-    save(tmp_path / "run/eval/a/card.json", card("a", 0.1, mpc=7.0))
-    with pytest.raises(UserError, match=r"eval/a/card\.json: no valid card: mpc: 7.0"):
+    save(tmp_path / "run/eval/a/card.json", card("a", 0.1, chance=7.0))
+    with pytest.raises(UserError, match=r"eval/a/card\.json: no valid card: chance: 7.0"):
         collect([tmp_path / "run"])
 
 

@@ -1,7 +1,8 @@
 """Write and read card.json: an evaluation as an entry of a leaderboard.
 
-The fields are those of RobustBench's model cards (Croce et al. 2021), and what videos need in
-addition. `card.schema.json` describes them; cards are validated when they are written and read.
+The fields are those of the model cards of RobustBench (Croce et al. 2021, RobustBench), and what
+videos need in addition. `card.schema.json` describes them; cards are validated when they are
+written and read.
 """
 
 import json
@@ -71,6 +72,15 @@ class RobustAccuracy:
 
 
 @dataclass(frozen=True)
+class CorruptedAccuracy:
+    """Mean accuracy under corruptions (mPC), and which these were."""
+
+    mpc: float
+    corruptions: list[str]
+    severities: list[int]
+
+
+@dataclass(frozen=True)
 class Checks:
     """Checks of model and attack before results count: clips (None: unknown) and doubts."""
 
@@ -116,7 +126,7 @@ class Card:
         number_forward_passes: passes over which a random model was averaged.
         clean: accuracy without an attack.
         robust: accuracy under each threat with a budget above 0.
-        mpc: mean accuracy under corruptions.
+        corrupted: accuracy under corruptions.
         suite: name of the suite with its counts; "": no attack.
         attacks: names of the attacks that ran.
         effort: fraction of AutoAttack's steps and queries; None for another suite.
@@ -158,7 +168,7 @@ class Card:
     # Results
     clean: CleanAccuracy | None
     robust: list[RobustAccuracy]
-    mpc: float | None
+    corrupted: CorruptedAccuracy | None
     suite: str
     attacks: list[str]
     effort: float | None
@@ -306,7 +316,7 @@ def make_card(
         number_forward_passes=summary.eot,
         clean=_clean(*clean) if clean else None,
         robust=_robust(summary),
-        mpc=summary.corruption.mpc if summary.corruption else None,
+        corrupted=_corrupted(summary),
         suite=summary.suite or "",
         attacks=summary.attacks,
         effort=effort,
@@ -393,8 +403,16 @@ def _robust(summary: Summary) -> list[RobustAccuracy]:
     ]
 
 
+def _corrupted(summary: Summary) -> CorruptedAccuracy | None:
+    """Return the accuracy under corruptions."""
+    table = summary.corruption
+    if table is None:
+        return None
+    return CorruptedAccuracy(table.mpc, sorted(table.corruptions), table.severities)
+
+
 def _effort(suite: str | None) -> float | None:
-    """Return the effort that a suite's name tells (`Suite.__str__`); None for a single attack."""
+    """Return the effort in a suite's name (`Suite.__str__`); None for a single attack."""
     name, _, rest = (suite or "").partition(", effort ")
     if SUITES.get(name, name) in ATTACKS or name not in SUITES:
         return None

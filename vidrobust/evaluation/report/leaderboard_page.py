@@ -22,10 +22,16 @@ _THREATS = 6  # threats whose columns are shown at first; boxes show the others
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, and the value that it is sorted by; None: the text."""
+    """A cell: its text, the value that it is sorted by (None: the text), and an interval."""
 
     text: str
     value: float | None = None
+    interval: str = ""
+
+    @property
+    def whole(self) -> str:
+        """Text with the interval."""
+        return f"{self.text} ({self.interval})" if self.interval else self.text
 
 
 @dataclass(frozen=True)
@@ -158,13 +164,11 @@ def _columns(
     first = {measure, CLEAN, MPC, *threats[:_THREATS]}
     columns: list[Column] = []
     cells: list[list[Cell]] = []
-    for title, numeric, read in _PROPERTIES[:2]:
-        _add(columns, cells, title, numeric, [read(entry.card) for entry in entries])
-    for each in (CLEAN, *threats, MPC):
+    for each in dict.fromkeys((measure, CLEAN, *threats, MPC)):
         if each in measures:
             columns.append(Column(each, True, each in first, each))
             cells.append([_accuracy(entry.card, each) for entry in entries])
-    for title, numeric, read in (*_PROPERTIES[2:], *_LATER):
+    for title, numeric, read in (*_PROPERTIES, *_LATER):
         _add(columns, cells, title, numeric, [read(entry.card) for entry in entries])
     return columns, cells
 
@@ -201,10 +205,8 @@ def _accuracy(card: Card, measure: str) -> Cell:
     interval = next((each.ci95 for each in card.robust if each.threat == measure), None)
     if measure == CLEAN and card.clean:
         interval = card.clean.ci95
-    text = f"{100 * value:.1f}"
-    if interval:
-        text += f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-    return Cell(text, value)
+    text = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
+    return Cell(f"{100 * value:.1f}", value, text)
 
 
 def _number(value: float | None, unit: float, form: str) -> Cell:
@@ -267,7 +269,8 @@ def write_leaderboard(folder: Path, board: Leaderboard) -> None:
         folder: where they go.
         board: the table.
     """
-    write_page(folder / "leaderboard.html", render("leaderboard.html", board=board))
+    page = render("leaderboard.html", title=f"Leaderboard by {board.measure}", board=board)
+    write_page(folder / "leaderboard.html", page)
     markdown.write(folder / "leaderboard.md", _lines(board))
 
 
@@ -282,7 +285,7 @@ def _lines(board: Leaderboard) -> list[str]:
             row.rank or "-",
             row.name + (" (unreliable)" if row.card.unreliable else ""),
             *([str(row.group)] if several else []),
-            *(row.cells[number].text or "-" for number in shown),
+            *(row.cells[number].whole or "-" for number in shown),
         ]
         for row in board.rows
     ]
@@ -306,11 +309,8 @@ def _lines(board: Leaderboard) -> list[str]:
     if unreliable:
         lines += ["", "## Unreliable", ""]
         lines += [
-            f"- {markdown.escape(row.name)}: {markdown.escape('; '.join(_reasons(row)))}"
+            f"- {markdown.escape(row.name)}:"
+            f" {markdown.escape('; '.join(row.card.unreliable_reasons))}"
             for row in unreliable
         ]
     return lines
-
-
-def _reasons(row: Row) -> list[str]:
-    return row.card.unreliable_reasons

@@ -28,7 +28,7 @@ class Entry:
 
     @property
     def group(self) -> tuple[str, ...]:
-        """What two cards must have in common to be ranked together."""
+        """Return what two cards must have in common to be ranked together."""
         card = self.card
         attack = f"{card.unit}s attacked by {card.suite}" if card.suite else "no attack"
         n = card.clean.n if card.clean else 0
@@ -107,7 +107,7 @@ def accuracy(card: Card, measure: str) -> float | None:
     if measure == CLEAN:
         return card.clean.accuracy if card.clean else None
     if measure == MPC:
-        return card.mpc
+        return card.corrupted.mpc if card.corrupted else None
     return next((each.accuracy for each in card.robust if each.threat == measure), None)
 
 
@@ -201,6 +201,9 @@ def doubts_of_groups(entries: Sequence[Entry]) -> list[str]:
                 f"{where}the lists of videos differ; those of training videos count too, so that"
                 " the test videos may be the same"
             )
+        corrupted = [card.corrupted for card in cards if card.corrupted]
+        if len({(*each.corruptions, *each.severities) for each in corrupted}) > 1:
+            doubts.append(f"{where}the corruptions of {MPC} differ")
         classifiers = sorted({card.classifier for card in cards})
         if len(classifiers) > 1:
             doubts.append(f"{where}the classifiers differ ({', '.join(classifiers)})")
