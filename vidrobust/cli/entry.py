@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "predict",
     "study": "study",
     "compare": "compare",
+    "leaderboard": "leaderboard",
     "prepare": "prepare",
     "benchmark": "benchmark",
     "visualize": "visualize",

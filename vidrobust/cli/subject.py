@@ -22,7 +22,7 @@ from vidrobust.utils.logging import log
 
 _SPLIT = "{split}"  # in --checkpoint
 # options of an evaluation that belong to the weights of the run, and not to a finetuned model
-_OF_WEIGHTS = ("name", "branch", "average", "classifier", "precise_bn")
+_OF_WEIGHTS = ("name", "branch", "average", "classifier", "precise_bn", "card")
 
 
 def asked_splits(args: argparse.Namespace) -> list[int]:

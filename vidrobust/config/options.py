@@ -907,6 +907,26 @@ class OpenSetConfig:
 
 
 @dataclass
+class CardConfig:
+    """Options `eval.card.*`: what card.json says of a model that no measurement shows."""
+
+    name: str = option("", "name of the model on leaderboards; empty: as card.json already has it")
+    authors: str = option("", "authors of the model; empty: as card.json already has them")
+    venue: str = option("", "where it is published, such as 'CVPR 2025'; empty: as before")
+    link: str = option("", "https address of the paper or its code; empty: as before")
+    additional_data: str = option(
+        "",
+        "training data other than that of data.name, such as 'Kinetics-400'; none: no other data;"
+        " empty: as before",
+    )
+    reported: list[str] = option(
+        [],
+        "accuracies that the authors report, in per cent: [clean=91.5,linf-1/255=45] (also mpc);"
+        " empty: as before",
+    )
+
+
+@dataclass
 class EvalConfig:
     """Options `eval.*`: what is measured, and under which attacks."""
 
@@ -1036,6 +1056,7 @@ class EvalConfig:
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     shift: ShiftConfig = field(default_factory=ShiftConfig)
     open_set: OpenSetConfig = field(default_factory=OpenSetConfig)
+    card: CardConfig = field(default_factory=CardConfig)
 
 
 @dataclass

@@ -60,6 +60,7 @@ from vidrobust.evaluation.natural.corruption_summary import (
 from vidrobust.evaluation.natural.open_set import OpenSet, evaluate_open_set, unknown_records
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.own_head import Head, own_head
+from vidrobust.evaluation.report.card import check_card_options, write_card
 from vidrobust.evaluation.report.markdown import write_report
 from vidrobust.evaluation.representation.class_accuracy import (
     write_class_tables,
@@ -80,7 +81,13 @@ from vidrobust.evaluation.representation.multi_label import (
 from vidrobust.evaluation.representation.protocol_spec import FitInputs, Fitted
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sensitivity_of
-from vidrobust.evaluation.results import claim, decoding_failures, identify, model_faults
+from vidrobust.evaluation.results import (
+    claim,
+    decoding_failures,
+    identify,
+    model_faults,
+    read_checks,
+)
 from vidrobust.evaluation.retrieval_protocol import NAME as RETRIEVAL
 from vidrobust.evaluation.retrieval_protocol import check_retrieval, evaluate_retrieval
 from vidrobust.evaluation.retrieval_summary import RetrievalTable
@@ -168,8 +175,8 @@ def evaluate(
     corruptions.jsonl (a row per video and corruption), bias.jsonl (a row per video and view),
     shift.jsonl (a row per video of eval.shift, and per own test video of the shared classes),
     open_set.jsonl (a row per video of eval.open_set, and per own test video), retrieval.jsonl (a
-    row per query, clean and under each attack), summary.json, report.md and its pictures. A call
-    that was killed can be repeated: it continues, with the same summary.
+    row per query, clean and under each attack), summary.json, card.json, report.md and its
+    pictures. A call that was killed can be repeated: it continues, with the same summary.
 
     Args:
         cfg: the configuration.
@@ -253,6 +260,7 @@ def _evaluate(
     # 1. Refuse what does not fit, before anything is written
     attack = check_suite(cfg)
     check_corruptions(cfg.eval.corruption.names)
+    check_card_options(cfg.eval.card)
     train, test, classes = _lists(cfg, lists)
     if is_multi_label(test):
         require_multi_label_options(cfg)
@@ -298,6 +306,7 @@ def _evaluate(
                     write_summary(summary_path, summary)
                 _delete_features(out)
                 write_report(out, summary, classes)
+                write_card(out, summary, cfg.eval.card)
     _require_decoded(summary, summary_path)
     return summary
 
@@ -363,6 +372,7 @@ def check_evaluation(cfg: config.Config) -> None:
         UserError: as `evaluate` does.
     """
     attack = check_suite(cfg)
+    check_card_options(cfg.eval.card)
     train, test, classes = build_lists(cfg.data)
     if is_multi_label(test):
         require_multi_label_options(cfg)
@@ -734,7 +744,7 @@ def _checks(
     """
     cfg = run.cfg
     path = run.out / "checks.json"
-    kept = _read_checks(path)
+    kept = read_checks(run.out)
     if kept is not None or not cfg.eval.checks:
         return kept or []
     # spread evenly over the split, which is sorted by class
@@ -765,17 +775,6 @@ def _checks(
         log.warning(line)
     _write(path, json.dumps(lines) + "\n")
     return lines
-
-
-def _read_checks(path: Path) -> list[str] | None:
-    """Return the lines of checks.json, or None where it is missing or damaged."""
-    try:
-        lines = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
-        return lines
-    return None
 
 
 def _features(

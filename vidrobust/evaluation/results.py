@@ -39,6 +39,8 @@ _FREE = (
     "eval.shift.root",
     "protocol.splits",
     "eval.open_set.root",
+    # what no measurement depends on
+    *(f"eval.card.{key}" for key in vars(config.CardConfig())),
 )
 
 _LOCK = ".lock"  # held by the process that evaluates
@@ -295,6 +297,17 @@ def merged(
 def suffix() -> str:
     """Return the suffix of this rank's files: "" on rank 0, .rank1 on rank 1."""
     return f".rank{distributed.rank()}" if distributed.rank() else ""
+
+
+def read_checks(out: Path) -> list[str] | None:
+    """Return the lines of checks.json of a folder, or None where it is missing or damaged."""
+    try:
+        lines = json.loads((out / "checks.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
+        return lines
+    return None
 
 
 def decoding_failures(rows: Sequence[Row]) -> list[str]:

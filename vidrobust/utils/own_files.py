@@ -40,6 +40,7 @@ EVALUATION_FILES = (
     "open_set.partial/*.f32",
     "checks.json",
     "summary.json",
+    "card.json",
     "report.md",
     "report.html",
     "corrupted/*-[0-5].webp",
