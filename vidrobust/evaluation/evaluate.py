@@ -274,7 +274,14 @@ def _evaluate(
     with ExitStack() as folder:
         with distributed.together():
             if main:
-                claimed = claim(out, identity, cfg, overwrite=overwrite, classes=classes)
+                claimed = claim(
+                    out,
+                    identity,
+                    cfg,
+                    overwrite=overwrite,
+                    classes=classes,
+                    planned=_planned_rows(run),
+                )
                 folder.enter_context(claimed)
                 if cfg.data.labels:
                     write_chosen(train, classes, out / "labels")
@@ -299,6 +306,24 @@ def _evaluate(
                 write_report(out, summary, classes)
     _require_decoded(summary, summary_path)
     return summary
+
+
+def _planned_rows(run: _Evaluation) -> dict[str, int]:
+    """Return how many rows the files of attacks, corruptions and cues will have.
+
+    The keys are stems of files, such as "results".
+    """
+    videos = len(run.indices)
+    options = run.cfg.eval
+    corruptions = expand(options.corruption.names)
+    if is_multi_label(run.test):
+        return {}
+    rows = {
+        "results": 0 if run.cfg.protocol.name == RETRIEVAL else videos * len(run.attack.threats),
+        "corruptions": videos * (1 + len(corruptions)) if corruptions else 0,
+        "bias": videos * (1 + len(options.bias)) if options.bias else 0,
+    }
+    return {stem: number for stem, number in rows.items() if number}
 
 
 def _lists(cfg: config.Config, lists: Lists | None) -> Lists:

@@ -16,7 +16,7 @@ import torchvision
 
 from vidrobust import __version__, config
 from vidrobust.config.yaml_text import read_page
-from vidrobust.utils.atomic_files import held, is_held, replacing
+from vidrobust.utils.atomic_files import held, is_held, replacing, this_process
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.own_files import EVALUATION_FILES, delete_files, require_deletable
@@ -190,7 +190,7 @@ def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[N
 
 
 def environment() -> dict[str, Any]:
-    """Return command, code revision, versions and hardware of this process."""
+    """Return command, code revision, versions, hardware and id of this process."""
     revision = (
         subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -213,4 +213,5 @@ def environment() -> dict[str, Any]:
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+        **this_process(),
     }
