@@ -35,7 +35,7 @@ _ERROR = re.compile(r"\[[^\]]*\] E (.*)")  # a line of log.txt
 
 @dataclass
 class Status:
-    """How far a run, an evaluation or a study is.
+    """Hold how far a run, an evaluation or a study is.
 
     Attributes:
         path: its folder.
