@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from vidrobust.attacks import ATTACKS, Cost, Step, ThreatModel, attack_step, largest_cost, worst_case
+from vidrobust.attacks import (
+    ATTACKS,
+    Cost,
+    Step,
+    ThreatModel,
+    attack_step,
+    largest_cost,
+    worst_case,
+)
 from vidrobust.attacks.suite import DOMAINS, suite_steps
 
 SHAPE = (3, 6, 8)

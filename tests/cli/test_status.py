@@ -1,4 +1,4 @@
-"""`status` tells what runs, evaluations and studies do, whatever state their files are in."""
+"""`status` shows what runs, evaluations and studies do, whatever state their files are in."""
 
 import json
 import os

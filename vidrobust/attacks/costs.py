@@ -1,4 +1,4 @@
-"""Costs of attacks, by formula: the passes per clip that an attack makes if nothing breaks the clip.
+"""Costs of attacks by formula: passes per clip, for a clip that nothing breaks.
 
 The formulas are those of the docstrings of the attacks. The tests compare them with `Passes`.
 """
@@ -48,7 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Attacked:
-    """What the cost of an attack depends on.
+    """Hold what the cost of an attack depends on.
 
     Attributes:
         options: the attack's options by name.

@@ -16,6 +16,7 @@ from vidrobust import config
 from vidrobust.cli import common
 from vidrobust.cli.subject import asked_splits, check_protocol_options, subject_of
 from vidrobust.evaluation import rewrite_report
+from vidrobust.evaluation.adversarial.cost_estimate import OnlyEstimated
 from vidrobust.evaluation.summary import Summary
 from vidrobust.protocols import Subject, report_folder, run_protocol, run_splits
 from vidrobust.utils.errors import UserError
@@ -37,6 +38,12 @@ def main() -> None:
         action="store_true",
         help="only write the report of a finished evaluation again",
     )
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="measure the representation, print what the attacks will cost, and stop; without"
+        " --estimate the same command continues",
+    )
     args = common.parsed(parser)
     start_logging(None, quiet=not common.is_main())
     splits = asked_splits(args)
@@ -45,11 +52,7 @@ def main() -> None:
         return
     check_protocol_options(args, cfg)
     out = args.output_dir
-    if splits and args.report_only:
-        raise UserError(
-            "--report-only: writes one report; name it by eval.name and data.fold in place of"
-            " protocol.splits"
-        )
+    _check_flags(args, subject, splits)
     if splits:
         folder = out or _splits_folder(cfg, subject)
         run_splits(cfg, partial(_measure_split, args), folder)
@@ -60,8 +63,35 @@ def main() -> None:
         folder = report_folder(cfg, subject, out)
         rewrite_report(folder)
     else:
-        _, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
+        try:
+            _, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
+        except OnlyEstimated as estimate:
+            if common.is_main():
+                print(estimate)
+            return
     log.info(f"report: {folder / 'report.md'}")
+
+
+def _check_flags(args: argparse.Namespace, subject: Subject, splits: list[int]) -> None:
+    """Refuse --report-only and --estimate where they have no meaning.
+
+    Args:
+        args: of the command line.
+        subject: the model.
+        splits: of protocol.splits.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if splits and args.report_only:
+        raise UserError(
+            "--report-only: writes one report; name it by eval.name and data.fold in place of"
+            " protocol.splits"
+        )
+    if args.estimate and (splits or args.report_only):
+        raise UserError("--estimate: give it without --report-only and protocol.splits")
+    if args.estimate and subject.finetuned:
+        raise UserError("--estimate: this protocol trains first; estimate with the trained run")
 
 
 def _splits_folder(cfg: config.Config, subject: Subject) -> Path:
