@@ -28,7 +28,7 @@ _RECENT = 10  # rows of which the mean time is the pace
 # kind -> folders in one that hold no other run or evaluation, but may hold many files
 _LEAVES = {
     "run": ("checkpoints", "tensorboard", "features"),
-    "evaluation": ("clips", "features", "labels"),
+    "evaluation": ("clips", "features", "labels", "tensorboard"),
 }
 _ERROR = re.compile(r"\[[^\]]*\] E (.*)")  # a line of log.txt
 

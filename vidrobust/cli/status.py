@@ -94,7 +94,7 @@ def _cells(status: Status, now: float) -> tuple[str, ...]:
 
 def _some(status: Status) -> list[tuple[str, float]]:
     """Return the first numbers of a status; --json has all of them."""
-    return list(status.numbers.items())[:4]
+    return list(status.numbers.items())[:3]
 
 
 def _progress(status: Status) -> str:

@@ -66,6 +66,7 @@ from vidrobust.evaluation.natural.open_set import OpenSet, evaluate_open_set, un
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.own_head import Head, own_head
 from vidrobust.evaluation.report.markdown import write_report
+from vidrobust.evaluation.report.projector import write_projector
 from vidrobust.evaluation.representation.class_accuracy import (
     write_class_tables,
     write_precision_table,
@@ -469,6 +470,9 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             return replace(summary, model=complexity, precise_bn=precise_bn)
         summary, queries, predict = _represent(run, measured, models)
         _announce_cost(run, predict)
+        with distributed.together():
+            if distributed.rank() == 0:
+                write_projector(cfg, queries[0], run.test, run.classes, run.out)
         summary.model = complexity
         summary.precise_bn = precise_bn
         if all(bool(each.features.isfinite().all()) for each in queries):

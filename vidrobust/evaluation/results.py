@@ -34,6 +34,7 @@ _FREE = (
     "data.manifest",
     "eval.name",
     "eval.enabled",
+    "eval.embeddings",
     "eval.corruption.baseline",
     "eval.shift.root",
     "protocol.splits",

@@ -26,6 +26,8 @@ _FREE = (
     "data.timeout_s=",
     "train.checkpoint_every=",
     "train.log_every=",
+    "train.shown_clips=",
+    "eval.embeddings=",
     "device=",
 )
 
