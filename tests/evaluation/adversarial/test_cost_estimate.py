@@ -67,7 +67,7 @@ def test_the_bound_is_the_time_of_the_passes_in_the_rows(tmp_path, passes_of_a_s
     rows = robust_rows(records, tmp_path / "out", predict, (0, 1), THREATS, suite=suite)
     forward = sum(cost[0] for row in rows for cost in row.passes.values()) / 2
     backward = sum(cost[1] for row in rows for cost in row.passes.values()) / 2
-    # besides these passes, the suite classifies each clip anew
+    # the suite also classifies each clip anew
     attacks_s = 2000 * max(forward, backward)
     assert attacks_s < estimate.at_most_s < attacks_s + 2000 * 60
     assert forward > 0
