@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -256,3 +258,27 @@ def test_long_logs_are_read_from_their_end(tmp_path):
     start = time.perf_counter()
     assert len(statuses([tmp_path])) == 100
     assert time.perf_counter() - start < 5
+
+
+def test_it_starts_without_torch_and_watches_until_it_is_stopped(tmp_path):
+    shutil.copytree(OLD / "run", tmp_path / "run")
+    code = "import sys; from vidrobust.cli.entry import main; sys.argv = sys.argv[1:]; main()"
+    words = ["vidrobust", "status", str(tmp_path), "--json", "--watch", "0.1"]
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-c", code, *words],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    decoder = json.JSONDecoder()
+    text = ""
+    while text.count("\n]\n") < 2:  # two whole lists
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        text += line
+    process.terminate()
+    imported = process.communicate()[1]
+    assert process.returncode == 130
+    assert len(decoder.raw_decode(text)[0]) == 3
+    assert " torch\n" not in imported
