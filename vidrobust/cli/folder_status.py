@@ -234,7 +234,7 @@ def _evaluation(folder: Path, files: set[str]) -> Status:
         left = planned["results"] - counts["results"]
         status.left_s = _attack_time_left(folder, files, counts["results"], left)
     if not status.done:
-        status.note = "features" if "features" in files else "starting"
+        status.note = "no rows yet"  # it computes features, or attacks its first batch
     return status
 
 

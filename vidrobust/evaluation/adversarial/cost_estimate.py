@@ -10,7 +10,16 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from vidrobust.attacks import Cost, Misclassify, Predict, ThreatModel, largest_cost, pgd
+from vidrobust.attacks import (
+    Cost,
+    Misclassify,
+    Predict,
+    ThreatModel,
+    largest_cost,
+    pgd,
+    rounded,
+    rounds_away,
+)
 from vidrobust.evaluation.adversarial.attack_settings import AttackSettings
 from vidrobust.evaluation.adversarial.targets import Unit
 from vidrobust.evaluation.results import rank_files
@@ -259,12 +268,19 @@ def _about(unit: Unit, attack: AttackSettings, times: PassTimes, classes: int) -
 
 
 def _withstand(unit: Unit, threat: ThreatModel) -> Tensor:
-    """Return which clips a short PGD does not break, (B,) bool."""
-    loss = Misclassify(unit.predict, unit.labels)
+    """Return which clips a short PGD does not break, before or after rounding, (B,) bool.
+
+    The suite attacks a clip until it is broken after rounding to uint8 too.
+    """
+    to_round = not rounds_away(threat, unit.x)
+    loss = Misclassify(unit.predict, unit.labels, "ce", unit.x if to_round else None)
     generator = torch.Generator().manual_seed(0)
     x_adv = pgd(loss, unit.x, threat, steps=_PILOT_STEPS, generator=generator)
     with torch.no_grad():
-        return unit.predict(x_adv).argmax(1) == unit.labels
+        right = unit.predict(x_adv).argmax(1) == unit.labels
+        if to_round:
+            right |= unit.predict(rounded(x_adv, unit.x)).argmax(1) == unit.labels
+    return right
 
 
 def rough_time(seconds: float) -> str:
