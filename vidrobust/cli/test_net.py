@@ -15,7 +15,7 @@ from pathlib import Path
 from vidrobust import config
 from vidrobust.cli import common
 from vidrobust.cli.subject import asked_splits, check_protocol_options, subject_of
-from vidrobust.evaluation import rewrite_report
+from vidrobust.evaluation import require_baseline, rewrite_report
 from vidrobust.evaluation.adversarial.cost_estimate import OnlyEstimated
 from vidrobust.evaluation.summary import Summary
 from vidrobust.protocols import Subject, report_folder, run_protocol, run_splits
@@ -44,6 +44,13 @@ def main() -> None:
         help="measure the representation, print what the attacks will cost, and stop; without"
         " --estimate the same command continues",
     )
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="RUN",
+        help="another evaluation of the same videos, shown in grey in report.html: its folder, or"
+        " that of its run",
+    )
     args = common.parsed(parser)
     start_logging(None, quiet=not common.is_main())
     splits = asked_splits(args)
@@ -58,10 +65,11 @@ def main() -> None:
         run_splits(cfg, partial(_measure_split, args), folder)
         log.info(f"report: {folder / 'report.md'}")
         return
+    if args.baseline:
+        require_baseline(args.baseline, cfg.eval.name)
     # from the results in the folder, without attacks
     if args.report_only:
         folder = report_folder(cfg, subject, out)
-        rewrite_report(folder)
     else:
         try:
             _, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
@@ -69,11 +77,13 @@ def main() -> None:
             if common.is_main():
                 print(estimate)
             return
+    if (args.report_only or args.baseline) and common.is_main():
+        rewrite_report(folder, args.baseline)
     log.info(f"report: {folder / 'report.md'}")
 
 
 def _check_flags(args: argparse.Namespace, subject: Subject, splits: list[int]) -> None:
-    """Refuse --report-only and --estimate where they have no meaning.
+    """Refuse --report-only, --baseline and --estimate where they have no meaning.
 
     Args:
         args: of the command line.
@@ -88,6 +98,8 @@ def _check_flags(args: argparse.Namespace, subject: Subject, splits: list[int]) 
             "--report-only: writes one report; name it by eval.name and data.fold in place of"
             " protocol.splits"
         )
+    if splits and args.baseline:
+        raise UserError("--baseline: goes with one evaluation, not with protocol.splits")
     if args.estimate and (splits or args.report_only):
         raise UserError("--estimate: give it without --report-only and protocol.splits")
     if args.estimate and subject.finetuned:

@@ -35,6 +35,7 @@ from vidrobust.evaluation.adversarial.broken_clips import (
     broken_clips,
     save_broken_clips,
 )
+from vidrobust.evaluation.adversarial.fingerprint import change_maps, change_per_frame
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.targets import Unit, clip_units, video_units
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
@@ -49,6 +50,7 @@ from vidrobust.evaluation.results import (
     unfinished,
 )
 from vidrobust.evaluation.settings import MeasureSettings
+from vidrobust.models.inference import evenly
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import read_rows
 from vidrobust.utils.errors import UserError
@@ -105,7 +107,7 @@ def evaluate_robust(
 # what a row says of its adversarial clip, and of the clip rounded to uint8
 _OF_CLIP = (
     *("robust", "killed_by", "adv_pred", "measured", "in_budget", "h264_pred"),
-    *("adv_confidence", "adv_brier"),
+    *("adv_confidence", "adv_brier", "change_frames", "change_map"),
 )
 _OF_ROUNDED = ("uint8_pred", "uint8_killed_by")
 
@@ -353,10 +355,13 @@ def _attack_family(
             if is_new:
                 spent = _spent_by(outcome, unit.views)
                 results.seconds[str(threat)] = outcome.seconds
-            broken = _update(state, unit, clips, outcome)[: attack.pictures]
-            results.pictures += broken_clips(
-                unit, broken, state.x_adv, state.clean.classes, state.adv.classes, threat
-            )
+            broken = _update(state, unit, clips, outcome)
+            if attack.pictures:
+                shown = [broken[i] for i in evenly(len(broken), attack.pictures)]
+                both = state.clean.classes, state.adv.classes
+                results.pictures += broken_clips(
+                    unit, shown, state.x_adv, both, state.killed_by, threat
+                )
         columns.append(_rows_of(unit, threat, state, spent, attack))
     return columns
 
@@ -529,6 +534,8 @@ def _rows_of(
     measured = measure(threat, unit.x, state.x_adv).tolist()
     in_budget = contains(threat, unit.x, state.x_adv).tolist()
     h264_adv = _after_h264(unit, state.x_adv, attack.h264_crf)
+    change = state.x_adv - unit.x
+    by_frame, by_place = change_per_frame(change), change_maps(change)
     nothing = _Spent()
     rows = []
     for i, uid in enumerate(unit.uids):
@@ -556,6 +563,8 @@ def _rows_of(
                 clean_brier=float(state.clean.brier[i]),
                 adv_confidence=float(state.adv.confidence[i]),
                 adv_brier=float(state.adv.brier[i]),
+                change_frames=by_frame[i],
+                change_map=by_place[i],
             )
         )
     return rows

@@ -14,17 +14,22 @@ from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.evaluation.report.calibration_tables import calibration_lines
 from vidrobust.evaluation.report.corruption_tables import corruption_lines
 from vidrobust.evaluation.report.geometry_tables import geometry_lines
+from vidrobust.evaluation.report.html_report import Baseline, read_baseline, write_html
 from vidrobust.evaluation.report.open_set_text import open_set_lines
 from vidrobust.evaluation.report.representation_tables import representation_lines
 from vidrobust.evaluation.report.retrieval_tables import retrieval_lines
 from vidrobust.evaluation.report.shift_text import shift_lines
 from vidrobust.evaluation.results import classes_of
 from vidrobust.evaluation.summary import Summary, published_beside, read_summary
+from vidrobust.models.complexity import parameters_text
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import visible
 
 _FRAMES = 8  # largest number of frames in the picture of a clip
+_CLIPS = 2  # clips per kind of threat; report.html shows all that are kept
 _VISIBLE = 1e-5  # smaller changes of a pixel are rounding errors of float32
+
+_UNCHECKED = " The self-checks of the attacks were off (`eval.checks=0`)."
 
 # Value of eval.unit -> what is attacked.
 _UNITS = {
@@ -36,21 +41,31 @@ _UNITS = {
 # --- Entry points ---
 
 
-def rewrite_report(out: Path) -> None:
-    """Write the report of a finished evaluation again, from the files in its folder alone.
+def rewrite_report(out: Path, baseline: Path | None = None) -> None:
+    """Write the reports of a finished evaluation again, from the files in its folder alone.
+
+    Args:
+        out: folder of the evaluation.
+        baseline: folder of another evaluation of the same videos, or of its run, which
+            report.html shows in grey.
 
     Raises:
-        UserError: if the folder holds no finished evaluation, or its files are damaged.
+        UserError: if the folder holds no finished evaluation, or its files are damaged, and for a
+            baseline of other videos.
     """
     if not (out / "summary.json").is_file():
         raise UserError(
             f"{out} holds no finished evaluation (no summary.json); evaluate without --report-only"
         )
-    write_report(out, read_summary(out / "summary.json"), classes_of(out))
+    summary = read_summary(out / "summary.json")
+    other = read_baseline(baseline, out.name, summary) if baseline else None
+    write_report(out, summary, classes_of(out), other)
 
 
-def write_report(out: Path, summary: Summary, classes: list[str]) -> None:
-    """Write out/report.md and its pictures.
+def write_report(
+    out: Path, summary: Summary, classes: list[str], baseline: Baseline | None = None
+) -> None:
+    """Write out/report.md and its pictures, and out/report.html.
 
     The pictures are curve.png (for threats with several budgets), one per file of clips/*.npz,
     retrieval.png, calibration.png, corruptions.png and corruption_curves.png.
@@ -59,20 +74,24 @@ def write_report(out: Path, summary: Summary, classes: list[str]) -> None:
         out: folder of the evaluation.
         summary: what it measured.
         classes: names of the classes.
+        baseline: another evaluation, for report.html.
 
     Raises:
         UserError: as `markdown.repeatable` does.
     """
     with markdown.repeatable(out / "report.md", "tools/test_net.py --report-only"):
-        _write_report(out, summary, classes)
+        _write_report(out, summary, classes, baseline)
 
 
-def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
-    """Write the report and its pictures."""
+def _write_report(
+    out: Path, summary: Summary, classes: list[str], baseline: Baseline | None
+) -> None:
+    """Write the reports and their pictures."""
     # Pictures come first, as the text links to those that exist.
     has_curve = _draw_curves(out / "curve.png", summary)
-    pictures = [_draw_clip(path, classes) for path in sorted((out / "clips").glob("*.npz"))]
-    title = f"{summary.dataset}, {summary.split}: {summary.n} videos {_done(summary)}".rstrip()
+    pictures = [_draw_clip(path, classes) for path in _some_clips(out / "clips")]
+    title = f"{summary.dataset}, {summary.split}: {_done(summary)}"
+    sections = _sections(out, summary)
     lines = [
         f"# {markdown.escape(title)}",
         "",
@@ -81,7 +100,34 @@ def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
             f" chance {_percent(summary.chance)}."
         ),
         "",
-        *_model_lines(summary),
+        *sections["model"],
+        *sections["representation"],
+        *sections["retrieval"],
+        *sections["attacks"],
+        *(["![robust accuracy](curve.png)", ""] if has_curve else []),
+        *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
+        *sections["calibration"],
+        *corruption_lines(out, summary.corruption),
+        *sections["natural"],
+        *sections["cues"],
+        *sections["geometry"],
+        *(["## Warnings", ""] if summary.warnings else []),
+        *(f"- {markdown.escape(warning)}" for warning in summary.warnings),
+    ]
+    markdown.write(out / "report.md", lines)
+    write_html(out, summary, classes, sections, baseline)
+
+
+def _sections(out: Path, summary: Summary) -> dict[str, list[str]]:
+    """Return the sections that report.md and report.html share; they also draw their pictures.
+
+    They are in the order of report.html.
+
+    Args:
+        out: folder of the evaluation.
+        summary: what it measured.
+    """
+    representation = [
         "## Representation",
         "",
         (
@@ -93,35 +139,36 @@ def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
         *_protocol_lines(summary),
         *representation_lines(out, summary),
         *_published_lines(summary),
-        *retrieval_lines(out, summary.retrieval),
-        *(_attack_lines(out, summary) if summary.curve else []),
-        *(["![robust accuracy](curve.png)", ""] if has_curve else []),
-        *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
-        *calibration_lines(out, summary.calibration),
-        *corruption_lines(out, summary.corruption),
-        *shift_lines(summary.shift),
-        *open_set_lines(summary.open_set),
-        *bias_lines(summary.bias),
-        *geometry_lines(summary.geometry, summary.sensitivity),
-        *(["## Warnings", ""] if summary.warnings else []),
-        *(f"- {markdown.escape(warning)}" for warning in summary.warnings),
     ]
-    markdown.write(out / "report.md", lines)
+    return {
+        "cues": bias_lines(summary.bias),
+        "natural": [*shift_lines(summary.shift), *open_set_lines(summary.open_set)],
+        "geometry": geometry_lines(summary.geometry, summary.sensitivity),
+        "representation": representation,
+        "model": _model_lines(summary),
+        "retrieval": retrieval_lines(out, summary.retrieval),
+        "attacks": _attack_lines(out, summary) if summary.curve else [],
+        "calibration": calibration_lines(out, summary.calibration),
+    }
 
 
 # --- Text ---
 
 
 def _done(summary: Summary) -> str:
-    """Return what was done with the videos, for the title."""
+    """Return what was done, and with how many videos, for the title."""
     done = {
         "attacked": summary.curve,
         "corrupted": summary.corruption,
         "shown without cues": summary.bias,
         "compared with another data set": summary.shift or summary.open_set,
-        "searched for": summary.retrieval,
     }
-    return " and ".join(name for name, result in done.items() if result)
+    names = " and ".join(name for name, result in done.items() if result)
+    if not summary.retrieval:
+        return f"{summary.n} videos {names}".rstrip()
+    # all test videos are queries, and not only those of eval.limit
+    retrieval = f"retrieval with {summary.retrieval.n} queries"
+    return f"{summary.n} videos {names}, {retrieval}" if names else retrieval
 
 
 def _protocol_lines(summary: Summary) -> list[str]:
@@ -141,7 +188,7 @@ def _model_lines(summary: Summary) -> list[str]:
     """Return a paragraph on size and cost of the model; none for files of earlier revisions."""
     sentences = []
     if summary.model:
-        size = f"{summary.model.parameters / 1e6:.2f} M parameters"
+        size = parameters_text(summary.model.parameters)
         cost = summary.model.text()
         sentences.append(f"Model: {size}, {cost}." if cost else f"Model: {size}.")
     if summary.input:
@@ -190,6 +237,7 @@ def _attack_lines(out: Path, summary: Summary) -> list[str]:
             f" {_percent(summary.robust_acc)} ({_percent(summary.robust_acc_uint8)} after"
             " rounding). A video broken at one budget counts as broken at larger budgets of the"
             " same threat. It is not attacked again, and its perturbation keeps its size."
+            f"{_UNCHECKED if summary.checks == 0 else ''}"
         ),
         "",
         *_median_lines(summary.median_norm),
@@ -342,6 +390,14 @@ def _draw_curve(axes: Any, summary: Summary, curve: list[CurvePoint], norm: str,
 
 
 # --- Pictures of adversarial clips ---
+
+
+def _some_clips(folder: Path) -> list[Path]:
+    """Return the files of the first clips of each kind of threat; their names end in a number."""
+    by_kind: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.npz")):
+        by_kind.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    return [path for paths in by_kind.values() for path in paths[:_CLIPS]]
 
 
 def _frames_to_show(difference: np.ndarray, most: int = _FRAMES) -> np.ndarray:
