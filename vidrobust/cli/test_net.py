@@ -26,6 +26,7 @@ from vidrobust.evaluation.accuracy_limits import (
     parse_percents,
     require_names,
 )
+from vidrobust.evaluation.adversarial.cost_estimate import OnlyEstimated
 from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.protocols import Subject, report_folder, run_protocol, run_splits
 from vidrobust.utils.errors import UserError
@@ -49,6 +50,12 @@ def main() -> None:
         "--report-only",
         action="store_true",
         help="only write the report of a finished evaluation again",
+    )
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="measure the representation, print what the attacks will cost, and stop; without"
+        " --estimate the same command continues",
     )
     parser.add_argument(
         "--baseline",
@@ -75,16 +82,15 @@ def main() -> None:
     if common.print_config(args, cfg):
         return
     check_protocol_options(args, cfg)
-    if splits and args.report_only:
-        raise UserError(
-            "--report-only: writes one report; name it by eval.name and data.fold in place of"
-            " protocol.splits"
-        )
-    if splits and args.baseline:
-        raise UserError("--baseline: goes with one evaluation, not with protocol.splits")
+    _check_flags(args, subject, splits)
     if not args.report_only:
         require_names(limits, expected_names(cfg), _FAIL_UNDER)
-    folder, values = _measured(args, cfg, subject, splits)
+    try:
+        folder, values = _measured(args, cfg, subject, splits)
+    except OnlyEstimated as estimate:
+        if common.is_main():
+            print(estimate)
+        return
     log.info(f"report: {folder / 'report.md'}")
     _exit_below(values, limits)
 
@@ -137,6 +143,30 @@ def _exit_below(values: Mapping[str, float], limits: Mapping[str, float]) -> Non
         log.error(f"{_FAIL_UNDER}: {line}")
     if lines:
         sys.exit(EXIT_BELOW)
+
+
+def _check_flags(args: argparse.Namespace, subject: Subject, splits: Sequence[int]) -> None:
+    """Refuse --report-only, --baseline and --estimate where they have no meaning.
+
+    Args:
+        args: of the command line.
+        subject: the model.
+        splits: of protocol.splits.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if splits and args.report_only:
+        raise UserError(
+            "--report-only: writes one report; name it by eval.name and data.fold in place of"
+            " protocol.splits"
+        )
+    if splits and args.baseline:
+        raise UserError("--baseline: goes with one evaluation, not with protocol.splits")
+    if args.estimate and (splits or args.report_only):
+        raise UserError("--estimate: give it without --report-only and protocol.splits")
+    if args.estimate and subject.finetuned:
+        raise UserError("--estimate: this protocol trains first; estimate with the trained run")
 
 
 def _splits_folder(cfg: config.Config, subject: Subject) -> Path:

@@ -233,6 +233,8 @@ _ADDED_LATER: dict[str, object] = {
     "optim.patience": 0.75,
     "optim.auto_threats": [],
     "train.measured": 0,
+    "train.shown_clips": 3,
+    "eval.embeddings": 500,
     **{f"eval.open_set.{key}": value for key, value in vars(OpenSetConfig()).items()},
     **{f"protocol.{key}": value for key, value in vars(ProtocolConfig()).items()},
     **{f"eval.card.{key}": value for key, value in vars(CardConfig()).items()},

@@ -850,6 +850,13 @@ class TrainConfig:
         " which training measures accuracies; 0: all",
         low=0,
     )
+    shown_clips: int = option(
+        3,
+        "number of clips that TensorBoard shows now and then, with their views and adversarial"
+        " views; 0: none",
+        low=0,
+        high=8,
+    )
 
 
 @dataclass
@@ -1052,6 +1059,13 @@ class EvalConfig:
         "cue bias: accuracy on clips without a cue, or with conflicting cues (docs/measures.md):"
         " patch, patch_frames, tube, texture, shuffle, freeze, loop, reverse, tube_shuffle,"
         " background, motion, conflict, swapped, swapped_frozen; empty: none",
+    )
+    embeddings: int = option(
+        500,
+        "number of test videos, evenly spaced, whose features TensorBoard's projector shows; 0:"
+        " none",
+        low=0,
+        high=5000,
     )
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     shift: ShiftConfig = field(default_factory=ShiftConfig)

@@ -31,9 +31,15 @@ from vidrobust.data import (
     write_chosen,
 )
 from vidrobust.evaluation.adversarial.attack_settings import AttackSettings, check_suite
+from vidrobust.evaluation.adversarial.cost_estimate import (
+    LEAST_S,
+    OnlyEstimated,
+    estimate_attacks,
+    videos_left,
+)
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.rows import evaluate_robust, without
-from vidrobust.evaluation.adversarial.targets import clip_units
+from vidrobust.evaluation.adversarial.targets import Unit, clip_units, video_units
 from vidrobust.evaluation.loading import build_lists, make_norms_precise
 from vidrobust.evaluation.measured_model import (
     MeasuredModel,
@@ -62,6 +68,7 @@ from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_rec
 from vidrobust.evaluation.own_head import Head, own_head
 from vidrobust.evaluation.report.card import check_card_options, write_card
 from vidrobust.evaluation.report.markdown import write_report
+from vidrobust.evaluation.report.projector import write_projector
 from vidrobust.evaluation.representation.class_accuracy import (
     write_class_tables,
     write_precision_table,
@@ -133,6 +140,7 @@ class _Evaluation:
         out: the folder.
         device: device of the models.
         identity: step and hash of the checkpoint, kept with rows.
+        only_estimate: end where the cost of the attacks is known.
     """
 
     cfg: config.Config
@@ -145,11 +153,17 @@ class _Evaluation:
     out: Path
     device: torch.device
     identity: str
+    only_estimate: bool = False
 
     @property
     def indices(self) -> list[int]:
         """Test videos that are attacked and corrupted."""
         return evenly(len(self.test), self.cfg.eval.limit)
+
+    @property
+    def attacks_classifier(self) -> bool:
+        """True if the classifier is attacked; the protocol "retrieval" attacks features."""
+        return bool(self.attack.threats) and self.cfg.protocol.name != RETRIEVAL
 
     def settings(self, predict: Predict) -> MeasureSettings:
         """Return how a classifier is measured."""
@@ -167,7 +181,12 @@ class _Evaluation:
 
 
 def evaluate(
-    cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite: bool = False
+    cfg: config.Config,
+    state: dict[str, Any],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    only_estimate: bool = False,
 ) -> Summary:
     """Measure a checkpoint on the test split, and return the summary. Every rank calls it.
 
@@ -183,17 +202,32 @@ def evaluate(
         state: the checkpoint.
         out: the folder.
         overwrite: replace another evaluation in the folder.
+        only_estimate: measure the representation, and end with what the attacks will cost.
 
     Raises:
+        OnlyEstimated: for `only_estimate`, with the cost as text.
         UserError: for a folder that holds another evaluation, and, after everything is written, for
             videos that do not decode.
     """
     name = checkpoint_name(cfg, state)
-    return _evaluate(cfg, partial(load_run, cfg, state), name, out, overwrite=overwrite)
+    return _evaluate(
+        cfg,
+        partial(load_run, cfg, state),
+        name,
+        out,
+        overwrite=overwrite,
+        only_estimate=only_estimate,
+    )
 
 
 def evaluate_source(
-    cfg: config.Config, spec: str, weights: str, out: Path, *, overwrite: bool = False
+    cfg: config.Config,
+    spec: str,
+    weights: str,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    only_estimate: bool = False,
 ) -> Summary:
     """Measure a model of another package as `evaluate` measures a checkpoint.
 
@@ -203,11 +237,13 @@ def evaluate_source(
         weights: file of weights; "": those that the spec names.
         out: the folder.
         overwrite: replace another evaluation in the folder.
+        only_estimate: as in `evaluate`.
 
     Raises:
         UserError: as `evaluate`, for an unknown model, and for weights that do not fit.
     """
-    return evaluate_model(cfg, load_source(cfg, spec, weights), out, overwrite=overwrite)
+    measured = load_source(cfg, spec, weights)
+    return evaluate_model(cfg, measured, out, overwrite=overwrite, only_estimate=only_estimate)
 
 
 def evaluate_model(
@@ -217,6 +253,7 @@ def evaluate_model(
     *,
     overwrite: bool = False,
     lists: Lists | None = None,
+    only_estimate: bool = False,
 ) -> Summary:
     """Measure a loaded model as `evaluate` measures a checkpoint.
 
@@ -227,12 +264,19 @@ def evaluate_model(
         overwrite: replace another evaluation in the folder.
         lists: training videos, which may be none, test videos and names of the classes; None: those
             of the configured data set.
+        only_estimate: as in `evaluate`.
 
     Raises:
         UserError: as `evaluate`.
     """
     return _evaluate(
-        cfg, lambda classes: measured, measured.name, out, overwrite=overwrite, lists=lists
+        cfg,
+        lambda classes: measured,
+        measured.name,
+        out,
+        overwrite=overwrite,
+        lists=lists,
+        only_estimate=only_estimate,
     )
 
 
@@ -244,6 +288,7 @@ def _evaluate(
     *,
     overwrite: bool,
     lists: Lists | None = None,
+    only_estimate: bool = False,
 ) -> Summary:
     """Measure a model; see `evaluate`.
 
@@ -254,6 +299,7 @@ def _evaluate(
         out: the folder.
         overwrite: replace another evaluation in the folder.
         lists: see `evaluate_model`.
+        only_estimate: see `evaluate`.
     """
     device = distributed.start(cfg.device)
 
@@ -276,14 +322,31 @@ def _evaluate(
     # 2. Models: the trained one, and one with random weights
     measured = load(len(classes))
     run = _Evaluation(
-        cfg, attack, train, test, classes, others, unknown, out, device, identity["checkpoint"]
+        cfg,
+        attack,
+        train,
+        test,
+        classes,
+        others,
+        unknown,
+        out,
+        device,
+        identity["checkpoint"],
+        only_estimate,
     )
 
     main = distributed.rank() == 0
     with ExitStack() as folder:
         with distributed.together():
             if main:
-                claimed = claim(out, identity, cfg, overwrite=overwrite, classes=classes)
+                claimed = claim(
+                    out,
+                    identity,
+                    cfg,
+                    overwrite=overwrite,
+                    classes=classes,
+                    planned=_planned_rows(run),
+                )
                 folder.enter_context(claimed)
                 if cfg.data.labels:
                     write_chosen(train, classes, out / "labels")
@@ -309,6 +372,24 @@ def _evaluate(
                 write_card(out, summary, cfg.eval.card)
     _require_decoded(summary, summary_path)
     return summary
+
+
+def _planned_rows(run: _Evaluation) -> dict[str, int]:
+    """Return how many rows the files of attacks, corruptions and cues will have.
+
+    The keys are stems of files, such as "results".
+    """
+    videos = len(run.indices)
+    options = run.cfg.eval
+    corruptions = expand(options.corruption.names)
+    if is_multi_label(run.test):
+        return {}
+    rows = {
+        "results": videos * len(run.attack.threats) if run.attacks_classifier else 0,
+        "corruptions": videos * (1 + len(corruptions)) if corruptions else 0,
+        "bias": videos * (1 + len(options.bias)) if options.bias else 0,
+    }
+    return {stem: number for stem, number in rows.items() if number}
 
 
 def _lists(cfg: config.Config, lists: Lists | None) -> Lists:
@@ -399,6 +480,10 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             summary = _several_labels(run, models)
             return replace(summary, model=complexity, precise_bn=precise_bn)
         summary, queries, predict = _represent(run, measured, models)
+        _announce_cost(run, predict)
+        with distributed.together():
+            if distributed.rank() == 0:
+                write_projector(cfg, queries[0], run.test, run.classes, run.out)
         summary.model = complexity
         summary.precise_bn = precise_bn
         if all(bool(each.features.isfinite().all()) for each in queries):
@@ -429,8 +514,7 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             summary.clean_acc = summary.bias.views[CLEAN].acc
         if summary.corruption:
             summary.clean_acc = summary.corruption.clean_acc
-        # eval.threats of the protocol "retrieval" attack features, and not the classifier
-        if run.attack.threats and cfg.protocol.name != RETRIEVAL:
+        if run.attacks_classifier:
             _attack(run, predict, summary)
 
     _collect_warnings(run, summary)
@@ -615,6 +699,70 @@ def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
         summary.warnings.append(
             f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}{more}"
         )
+
+
+def _announce_cost(run: _Evaluation, predict: Predict) -> None:
+    """Log what the attacks will cost on this machine, unless it is less than a minute.
+
+    Args:
+        run: data, settings and folder.
+        predict: the classifier.
+
+    Raises:
+        OnlyEstimated: where only the estimate is asked for, also of less than a minute.
+    """
+    text = ""
+    with distributed.together():
+        if distributed.rank() == 0 and run.attacks_classifier:
+            text = _cost_of_attacks(run, predict)
+    if run.only_estimate:
+        raise OnlyEstimated(text or "attacks: nothing is left to attack")
+    if text:
+        log.info(text)
+
+
+def _cost_of_attacks(run: _Evaluation, predict: Predict) -> str:
+    """Return what the attacks will cost, or "" where it is too little or cannot be measured."""
+    left = videos_left(run.out, run.attack, run.indices)
+    unit = _some_videos(run, predict) if left else None
+    if unit is None or not unit.uids:
+        return ""
+    try:
+        estimate = estimate_attacks(
+            unit,
+            run.attack,
+            left,
+            ranks=distributed.world(),
+            least_s=0 if run.only_estimate else LEAST_S,
+        )
+    except ValueError as error:
+        if run.only_estimate:
+            raise UserError(f"the cost of the attacks cannot be measured: {error}") from None
+        return ""  # the attacks report it, and may go on without the videos that cause it
+    return f"attacks: {estimate}" if estimate else ""
+
+
+def _some_videos(run: _Evaluation, predict: Predict) -> Unit:
+    """Return a batch of videos from all over the split, or one video where all its clips count.
+
+    Args:
+        run: data, settings and folder.
+        predict: the classifier.
+    """
+    cfg = run.cfg
+    if cfg.eval.eot > 1:
+        predict = eot(predict, cfg.eval.eot)
+    bounded = MicroBatches(predict, cfg.eval.batch_size)
+    places = evenly(len(run.indices), cfg.eval.batch_size)
+    some = [run.indices[place] for place in places]
+    # no workers: they take seconds to start
+    if cfg.eval.unit == "clip":
+        (unit,) = clip_units(bounded, eval_dataset(cfg.data, run.test, 1), [some], 0, run.device)
+        return unit
+    videos = source_videos(cfg.data, run.test, cfg.eval.clips, cfg.eval.sampling)
+    one = [some[len(some) // 2]]
+    (unit,) = video_units(bounded, videos, [one], cfg.eval.crops, run.device, cfg.eval.view_average)
+    return unit
 
 
 def _attack(run: _Evaluation, predict: Predict, summary: Summary) -> None:

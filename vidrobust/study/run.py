@@ -27,6 +27,8 @@ _FREE = (
     "eval.card.",
     "train.checkpoint_every=",
     "train.log_every=",
+    "train.shown_clips=",
+    "eval.embeddings=",
     "device=",
 )
 
