@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "predict",
     "study": "study",
     "compare": "compare",
+    "transfer": "transfer",
     "prepare": "prepare",
     "benchmark": "benchmark",
     "visualize": "visualize",

@@ -227,6 +227,8 @@ _ADDED_LATER: dict[str, object] = {
     "optim.patience": 0.75,
     "optim.auto_threats": [],
     "train.measured": 0,
+    "eval.save": "none",
+    "eval.transfer": [],
     **{f"eval.open_set.{key}": value for key, value in vars(OpenSetConfig()).items()},
     **{f"protocol.{key}": value for key, value in vars(ProtocolConfig()).items()},
 }

@@ -1033,6 +1033,18 @@ class EvalConfig:
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     shift: ShiftConfig = field(default_factory=ShiftConfig)
     open_set: OpenSetConfig = field(default_factory=OpenSetConfig)
+    # Adversarial clips as data.
+    save: str = option(
+        "none",
+        "adversarial clips to save, without loss, in adversarial/ of the results folder, as a data"
+        " set and as floats: none, those that an attack broke, or all (docs/transfer.md)",
+        choices=("none", "broken", "all"),
+    )
+    transfer: list[str] = option(
+        [],
+        "folders of evaluations with eval.save=all: accuracy of this model on their adversarial"
+        " clips; empty: none",
+    )
 
 
 @dataclass

@@ -18,6 +18,7 @@ from vidrobust.evaluation.report.open_set_text import open_set_lines
 from vidrobust.evaluation.report.representation_tables import representation_lines
 from vidrobust.evaluation.report.retrieval_tables import retrieval_lines
 from vidrobust.evaluation.report.shift_text import shift_lines
+from vidrobust.evaluation.report.transfer_tables import transfer_lines
 from vidrobust.evaluation.results import classes_of
 from vidrobust.evaluation.summary import Summary, published_beside, read_summary
 from vidrobust.utils.errors import UserError
@@ -97,6 +98,7 @@ def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
         *(_attack_lines(out, summary) if summary.curve else []),
         *(["![robust accuracy](curve.png)", ""] if has_curve else []),
         *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
+        *transfer_lines(summary.transfer),
         *calibration_lines(out, summary.calibration),
         *corruption_lines(out, summary.corruption),
         *shift_lines(summary.shift),
@@ -120,6 +122,7 @@ def _done(summary: Summary) -> str:
         "shown without cues": summary.bias,
         "compared with another data set": summary.shift or summary.open_set,
         "searched for": summary.retrieval,
+        "attacked through other models": summary.transfer,
     }
     return " and ".join(name for name, result in done.items() if result)
 
