@@ -21,6 +21,7 @@ from vidrobust.data import Record, records_sha
 from vidrobust.data.prepare.provenance import read_mark
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import held, read_json, read_rows, replacing
+from vidrobust.utils.environment import environment
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.own_files import EVALUATION_FILES, delete_files, require_deletable
@@ -146,6 +147,10 @@ def claim(
             file.write(
                 json.dumps(identity | {"options": options, "classes": list(classes)}).encode()
             )
+        # of the first call, which a repeated one continues
+        if not (out / "environment.json").is_file():
+            with replacing(out / "environment.json") as file:
+                file.write((json.dumps(environment(), indent=2) + "\n").encode())
         yield
 
 

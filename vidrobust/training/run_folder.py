@@ -1,22 +1,14 @@
 """The folder of a run: checks, config.yaml, env.json, --overwrite."""
 
 import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import torch
-import torchvision
-
-from vidrobust import __version__, config
+from vidrobust import config
 from vidrobust.config.yaml_text import read_page
 from vidrobust.utils.atomic_files import held, is_held, replacing
+from vidrobust.utils.environment import environment
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.own_files import EVALUATION_FILES, delete_files, require_deletable
@@ -187,30 +179,3 @@ def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[N
         with replacing(out / "config.yaml") as config_file:
             config_file.write(config.to_yaml(cfg).encode("utf-8", "surrogateescape"))
         yield
-
-
-def environment() -> dict[str, Any]:
-    """Return command, code revision, versions and hardware of this process."""
-    revision = (
-        subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,  # the revision of the package, not of the user's folder
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if shutil.which("git")
-        else None
-    )
-    return {
-        "command": " ".join(sys.argv),
-        "revision": revision.stdout.strip() if revision else "",
-        "vidrobust": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
-    }

@@ -13,6 +13,7 @@ _STREAMS = ("results", "timing", "corruptions", "bias", "shift", "open_set", "tr
 # patterns of the files that an evaluation writes, relative to its folder
 EVALUATION_FILES = (
     "identity.json",
+    "environment.json",
     *(f"{stem}.jsonl" for stem in _STREAMS),
     *(f"{stem}.rank{'[0-9]' * digits}.jsonl" for stem in _STREAMS for digits in (1, 2, 3, 4)),
     *(f"{stem}.identity.json" for stem in _STREAMS),
@@ -40,6 +41,9 @@ EVALUATION_FILES = (
     "checks.json",
     "summary.json",
     "report.md",
+    "report.html",
+    "corrupted/*-[0-5].webp",
+    "corrupted/.*.partial",
     "curve.png",
     "corruptions.png",
     "corruption_curves.png",

@@ -40,6 +40,10 @@ class AttackRow:
         clean_brier: Brier score of the probabilities without an attack, 0 to 2; None as above.
         adv_confidence: largest probability for the adversarial clip; None as above.
         adv_brier: Brier score of the probabilities for the adversarial clip; None as above.
+        change_frames: root mean square change of each frame of the adversarial clip, at most 32
+            values; None as above.
+        change_map: mean absolute change by place, which `fingerprint.read_map` reads; None as
+            above.
         error: why the video failed, or None.
     """
 
@@ -64,6 +68,8 @@ class AttackRow:
     clean_brier: float | None = None
     adv_confidence: float | None = None
     adv_brier: float | None = None
+    change_frames: list[float] | None = None
+    change_map: str | None = None
     error: str | None = None
 
     @property

@@ -36,6 +36,7 @@ from vidrobust.evaluation.adversarial.broken_clips import (
     broken_clips,
     save_broken_clips,
 )
+from vidrobust.evaluation.adversarial.fingerprint import change_maps, change_per_frame
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.saved_clips import finish_saving, is_complete, save_clips
 from vidrobust.evaluation.adversarial.targets import Unit, clip_units, video_units
@@ -54,6 +55,7 @@ from vidrobust.evaluation.results import (
     unfinished,
 )
 from vidrobust.evaluation.settings import MeasureSettings
+from vidrobust.models.inference import evenly
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import read_rows
 from vidrobust.utils.errors import UserError
@@ -139,7 +141,7 @@ def _without_clips(
 # what a row says of its adversarial clip, and of the clip rounded to uint8
 _OF_CLIP = (
     *("robust", "killed_by", "adv_pred", "measured", "in_budget", "h264_pred"),
-    *("adv_confidence", "adv_brier"),
+    *("adv_confidence", "adv_brier", "change_frames", "change_map"),
 )
 _OF_ROUNDED = ("uint8_pred", "uint8_killed_by")
 
@@ -390,10 +392,13 @@ def _attack_family(
             if is_new:
                 spent = _spent_by(outcome, unit.views)
                 results.seconds[str(threat)] = outcome.seconds
-            broken = _update(state, unit, clips, outcome)[: attack.pictures]
-            results.pictures += broken_clips(
-                unit, broken, state.x_adv, state.clean.classes, state.adv.classes, threat
-            )
+            broken = _update(state, unit, clips, outcome)
+            if attack.pictures:
+                shown = [broken[i] for i in evenly(len(broken), attack.pictures)]
+                both = state.clean.classes, state.adv.classes
+                results.pictures += broken_clips(
+                    unit, shown, state.x_adv, both, state.killed_by, threat
+                )
         rows = _rows_of(unit, threat, state, spent, attack)
         if attack.save != "none":
             save_clips(results.out, unit, rows, state.x_adv, state.x_round, attack.save)
@@ -569,6 +574,8 @@ def _rows_of(
     measured = measure(threat, unit.x, state.x_adv).tolist()
     in_budget = contains(threat, unit.x, state.x_adv).tolist()
     h264_adv = _after_h264(unit, state.x_adv, attack.h264_crf)
+    change = state.x_adv - unit.x
+    by_frame, by_place = change_per_frame(change), change_maps(change)
     nothing = _Spent()
     rows = []
     for i, uid in enumerate(unit.uids):
@@ -596,6 +603,8 @@ def _rows_of(
                 clean_brier=float(state.clean.brier[i]),
                 adv_confidence=float(state.adv.confidence[i]),
                 adv_brier=float(state.adv.brier[i]),
+                change_frames=by_frame[i],
+                change_map=by_place[i],
             )
         )
     return rows

@@ -31,6 +31,7 @@ from vidrobust.data import (
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.input_checks import logits_of, require_work
+from vidrobust.evaluation.natural.corrupted_pictures import save_pictures
 from vidrobust.evaluation.natural.corruption_summary import KIND
 from vidrobust.evaluation.results import (
     Key,
@@ -175,6 +176,8 @@ def evaluate_corruptions(
     with appending(settings.out, _STEM) as append, worker_deaths(videos):
         for corrupted in corrupted_loader(videos, settings.workers):
             record = videos.records[corrupted.index]
+            if corrupted.index == indices[0]:
+                save_pictures(settings.out / "corrupted", corrupted, videos.spec)
             predicted = _classify(predict, corrupted, settings, record)
             append(_rows(corrupted, record, predicted))
             progress.update()

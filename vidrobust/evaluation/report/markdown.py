@@ -14,6 +14,7 @@ from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.evaluation.report.calibration_tables import calibration_lines
 from vidrobust.evaluation.report.corruption_tables import corruption_lines
 from vidrobust.evaluation.report.geometry_tables import geometry_lines
+from vidrobust.evaluation.report.html_report import Baseline, read_baseline, write_html
 from vidrobust.evaluation.report.open_set_text import open_set_lines
 from vidrobust.evaluation.report.representation_tables import representation_lines
 from vidrobust.evaluation.report.retrieval_tables import retrieval_lines
@@ -25,6 +26,7 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import visible
 
 _FRAMES = 8  # largest number of frames in the picture of a clip
+_CLIPS = 2  # clips per kind of threat; report.html shows all that are kept
 _VISIBLE = 1e-5  # smaller changes of a pixel are rounding errors of float32
 
 # Value of eval.unit -> what is attacked.
@@ -37,21 +39,31 @@ _UNITS = {
 # --- Entry points ---
 
 
-def rewrite_report(out: Path) -> None:
-    """Write the report of a finished evaluation again, from the files in its folder alone.
+def rewrite_report(out: Path, baseline: Path | None = None) -> None:
+    """Write the reports of a finished evaluation again, from the files in its folder alone.
+
+    Args:
+        out: folder of the evaluation.
+        baseline: folder of another evaluation of the same videos, or of its run, which
+            report.html shows in grey.
 
     Raises:
-        UserError: if the folder holds no finished evaluation, or its files are damaged.
+        UserError: if the folder holds no finished evaluation, or its files are damaged, and for a
+            baseline of other videos.
     """
     if not (out / "summary.json").is_file():
         raise UserError(
             f"{out} holds no finished evaluation (no summary.json); evaluate without --report-only"
         )
-    write_report(out, read_summary(out / "summary.json"), classes_of(out))
+    summary = read_summary(out / "summary.json")
+    other = read_baseline(baseline, out.name, summary) if baseline else None
+    write_report(out, summary, classes_of(out), other)
 
 
-def write_report(out: Path, summary: Summary, classes: list[str]) -> None:
-    """Write out/report.md and its pictures.
+def write_report(
+    out: Path, summary: Summary, classes: list[str], baseline: Baseline | None = None
+) -> None:
+    """Write out/report.md and its pictures, and out/report.html.
 
     The pictures are curve.png (for threats with several budgets), one per file of clips/*.npz,
     retrieval.png, calibration.png, corruptions.png and corruption_curves.png.
@@ -60,29 +72,24 @@ def write_report(out: Path, summary: Summary, classes: list[str]) -> None:
         out: folder of the evaluation.
         summary: what it measured.
         classes: names of the classes.
+        baseline: another evaluation, for report.html.
 
     Raises:
         UserError: as `markdown.repeatable` does.
     """
     with markdown.repeatable(out / "report.md", "tools/test_net.py --report-only"):
-        _write_report(out, summary, classes)
+        _write_report(out, summary, classes, baseline)
 
 
-def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
-    """Write the report and its pictures."""
+def _write_report(
+    out: Path, summary: Summary, classes: list[str], baseline: Baseline | None
+) -> None:
+    """Write the reports and their pictures."""
     # Pictures come first, as the text links to those that exist.
     has_curve = _draw_curves(out / "curve.png", summary)
-    pictures = [_draw_clip(path, classes) for path in sorted((out / "clips").glob("*.npz"))]
+    pictures = [_draw_clip(path, classes) for path in _some_clips(out / "clips")]
     title = f"{summary.dataset}, {summary.split}: {summary.n} videos {_done(summary)}".rstrip()
-    lines = [
-        f"# {markdown.escape(title)}",
-        "",
-        (
-            f"Checkpoint: {summary.checkpoint}; norm branch {markdown.code(summary.branch)};"
-            f" chance {_percent(summary.chance)}."
-        ),
-        "",
-        *_model_lines(summary),
+    representation = [
         "## Representation",
         "",
         (
@@ -94,21 +101,49 @@ def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
         *_protocol_lines(summary),
         *representation_lines(out, summary),
         *_published_lines(summary),
-        *retrieval_lines(out, summary.retrieval),
-        *(_attack_lines(out, summary) if summary.curve else []),
+    ]
+    retrieval = retrieval_lines(out, summary.retrieval)
+    attacks = _attack_lines(out, summary) if summary.curve else []
+    transfer = transfer_lines(summary.transfer)
+    calibration = calibration_lines(out, summary.calibration)
+    natural = [*shift_lines(summary.shift), *open_set_lines(summary.open_set)]
+    cues = bias_lines(summary.bias)
+    geometry = geometry_lines(summary.geometry, summary.sensitivity)
+    lines = [
+        f"# {markdown.escape(title)}",
+        "",
+        (
+            f"Checkpoint: {summary.checkpoint}; norm branch {markdown.code(summary.branch)};"
+            f" chance {_percent(summary.chance)}."
+        ),
+        "",
+        *_model_lines(summary),
+        *representation,
+        *retrieval,
+        *attacks,
         *(["![robust accuracy](curve.png)", ""] if has_curve else []),
         *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
-        *transfer_lines(summary.transfer),
-        *calibration_lines(out, summary.calibration),
+        *transfer,
+        *calibration,
         *corruption_lines(out, summary.corruption),
-        *shift_lines(summary.shift),
-        *open_set_lines(summary.open_set),
-        *bias_lines(summary.bias),
-        *geometry_lines(summary.geometry, summary.sensitivity),
+        *natural,
+        *cues,
+        *geometry,
         *(["## Warnings", ""] if summary.warnings else []),
         *(f"- {markdown.escape(warning)}" for warning in summary.warnings),
     ]
     markdown.write(out / "report.md", lines)
+    sections = {
+        "cues": cues,
+        "natural": natural,
+        "geometry": geometry,
+        "representation": [*representation, *_model_lines(summary)],
+        "retrieval": retrieval,
+        "attacks": attacks,
+        "transfer": transfer,
+        "calibration": calibration,
+    }
+    write_html(out, summary, classes, sections, baseline)
 
 
 # --- Text ---
@@ -345,6 +380,14 @@ def _draw_curve(axes: Any, summary: Summary, curve: list[CurvePoint], norm: str,
 
 
 # --- Pictures of adversarial clips ---
+
+
+def _some_clips(folder: Path) -> list[Path]:
+    """Return the files of the first clips of each kind of threat; their names end in a number."""
+    by_kind: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.npz")):
+        by_kind.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    return [path for paths in by_kind.values() for path in paths[:_CLIPS]]
 
 
 def _frames_to_show(difference: np.ndarray, most: int = _FRAMES) -> np.ndarray:

@@ -1,0 +1,189 @@
+"""Prepare clips that an attack broke for a page: lossless sprites, within a number of bytes."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vidrobust.evaluation.report.page import data_uri
+
+_FPS = 8.0  # where the rate of a clip is not known
+_FEWEST = 4  # frames that a clip keeps when it must be shortened
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """A clip of the report: its frames, and what was predicted.
+
+    Attributes:
+        uid: name of the video.
+        threat: the budget.
+        kind: the threat without its size, as part of the file's name.
+        attack: which attack broke it; "" in files of earlier revisions.
+        true: name of its class.
+        clean: name of the class that is predicted without an attack.
+        taken: name of the class that is predicted for the adversarial clip.
+        frames: numbers of the frames that are shown.
+        total: number of frames of the clip.
+        width: of a frame, in pixels.
+        height: of a frame, in pixels.
+        columns: frames in a row of a sprite.
+        fps: frames per second of the shown frames.
+        gain: factor by which the difference is amplified.
+        original: sprite of the clip, as an address.
+        adversarial: sprite of the adversarial clip, rounded to 8 bits.
+        strip: per measured frame: its number, then the probabilities of the true and of the taken
+            class for the clip, and the same for the adversarial clip; empty in files of earlier
+            revisions.
+    """
+
+    uid: str
+    threat: str
+    kind: str
+    attack: str
+    true: str
+    clean: str
+    taken: str
+    frames: list[int]
+    total: int
+    width: int
+    height: int
+    columns: int
+    fps: float
+    gain: float
+    original: str
+    adversarial: str
+    strip: list[list[float]]
+
+    @property
+    def size(self) -> int:
+        """Bytes in the page."""
+        return len(self.original) + len(self.adversarial)
+
+
+def shown_clips(paths: Sequence[Path], classes: Sequence[str], most: int) -> list[ShownClip]:
+    """Return as many clips as fit into a number of bytes, those of all kinds of threat in turn.
+
+    A clip of more than a third of all bytes is shown with fewer frames, which the page says.
+
+    Args:
+        paths: the .npz files, named KIND-NUMBER.npz.
+        classes: names of the classes.
+        most: bytes of all clips.
+    """
+    by_kind: dict[str, list[Path]] = {}
+    for path in sorted(paths):
+        by_kind.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    in_turn = [path for path in chain(*zip_longest(*by_kind.values())) if path is not None]
+    clips = []
+    left = most
+    for path in in_turn:
+        clip = _shown(path, classes, min(left, max(most // 3, 1)))
+        if clip:
+            clips.append(clip)
+            left -= clip.size
+    return sorted(clips, key=lambda clip: list(by_kind).index(clip.kind))
+
+
+def _shown(path: Path, classes: Sequence[str], most: int) -> ShownClip | None:
+    """Return a clip in at most so many bytes; None where a few frames are too many.
+
+    Args:
+        path: of the .npz file.
+        classes: names of the classes.
+        most: bytes of its sprites.
+    """
+    with np.load(path) as saved:
+        content = dict(saved)
+    # (C, T, H, W) -> (T, H, W, C)
+    clip = content["clip"].transpose(1, 2, 3, 0)
+    adversarial = content["adversarial"].astype(np.float64).clip(0, 1)
+    twin = (255 * adversarial).round().astype(np.uint8).transpose(1, 2, 3, 0)
+    total = len(clip)
+    count = min(total, 64)
+    while True:
+        frames = np.linspace(0, total - 1, count).round().astype(int)
+        shown = _with_frames(path, content, classes, clip, twin, frames)
+        if shown.size <= most:
+            return shown
+        if count <= min(_FEWEST, total):
+            return None
+        # at least a frame less; sizes are about proportional to the number of frames
+        count = max(min(count - 1, int(count * most / shown.size)), min(_FEWEST, total))
+
+
+def _with_frames(
+    path: Path,
+    content: dict[str, Any],
+    classes: Sequence[str],
+    clip: np.ndarray,
+    twin: np.ndarray,
+    frames: np.ndarray,
+) -> ShownClip:
+    """Return a clip with some of its frames.
+
+    Args:
+        path: of the .npz file.
+        content: of the file.
+        classes: names of the classes.
+        clip: (T, H, W, 3) uint8.
+        twin: the adversarial clip, (T, H, W, 3) uint8.
+        frames: numbers of the frames to show.
+    """
+    columns = math.ceil(math.sqrt(len(frames)))
+    total, height, width = clip.shape[:3]
+    largest = np.abs(twin.astype(int) - clip).max()
+    fps = float(content.get("fps", 0.0)) or _FPS
+    return ShownClip(
+        uid=str(content["uid"]),
+        threat=str(content["threat"]),
+        kind=path.stem.rpartition("-")[0],
+        attack=str(content.get("killed_by", "")),
+        true=class_name(classes, int(content["label"])),
+        clean=class_name(classes, int(content["clean_pred"])),
+        taken=class_name(classes, int(content["adv_pred"])),
+        frames=frames.tolist(),
+        total=total,
+        width=width,
+        height=height,
+        columns=columns,
+        fps=min(max(fps * len(frames) / total, 1.0), 30.0),
+        gain=float(np.clip(127 // max(largest, 1), 1, 127)),
+        original=_sprite(clip[frames], columns),
+        adversarial=_sprite(twin[frames], columns),
+        strip=_strip(content),
+    )
+
+
+def _strip(content: dict[str, Any]) -> list[list[float]]:
+    """Return the confidence by frame, which files of earlier revisions do not have."""
+    if "clean_by_frame" not in content:
+        return []
+    both = np.concatenate([content["clean_by_frame"], content["adv_by_frame"]], 1)
+    numbers = np.nan_to_num(both).round(3).tolist()
+    return [[int(frame), *values] for frame, values in zip(content["frames"], numbers, strict=True)]
+
+
+def _sprite(frames: np.ndarray, columns: int) -> str:
+    """Return frames (T, H, W, 3) uint8 side by side in one lossless picture, as an address."""
+    count, height, width = frames.shape[:3]
+    rows = -(-count // columns)
+    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        top, left = number // columns * height, number % columns * width
+        sheet[top : top + height, left : left + width] = frame
+    file = io.BytesIO()
+    # a lossy codec would remove changes of 1/255
+    Image.fromarray(sheet).save(file, format="WEBP", lossless=True, exact=True, quality=50)
+    return data_uri(file.getvalue(), "webp")
+
+
+def class_name(classes: Sequence[str], number: int) -> str:
+    """Return the name of a class, or its number if it has no name."""
+    return classes[number] if 0 <= number < len(classes) else f"class {number}"

@@ -1,0 +1,274 @@
+"""Write report.html: an evaluation in one file, with its clips."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from vidrobust.attacks import parse_threat
+from vidrobust.evaluation.adversarial.attack_row import AttackRow
+from vidrobust.evaluation.adversarial.curve import CurvePoint
+from vidrobust.evaluation.adversarial.rows import carry_breaks
+from vidrobust.evaluation.adversarial.suites import families
+from vidrobust.evaluation.report.class_sections import ClassSection, class_section
+from vidrobust.evaluation.report.clip_player import shown_clips
+from vidrobust.evaluation.report.corruption_viewer import corruption_viewer
+from vidrobust.evaluation.report.fingerprint_charts import fingerprints
+from vidrobust.evaluation.report.methods_text import bibtex, methods_text, used
+from vidrobust.evaluation.report.page import html_of, render, write_page
+from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_chart
+from vidrobust.evaluation.report.verdict import verdict, worst
+from vidrobust.evaluation.results import rank_files
+from vidrobust.evaluation.summary import Summary, read_summary
+from vidrobust.utils.atomic_files import read_json, read_rows
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.intervals import wilson
+
+_CLIPS = 4_500_000  # bytes of all clips; the rest of a page's budget is for tables and pictures
+_PICTURES = 1_500_000  # bytes of the pictures of corruptions
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Another evaluation, drawn in grey.
+
+    Attributes:
+        name: of its folder.
+        summary: what it measured, on the same videos.
+    """
+
+    name: str
+    summary: Summary
+
+
+def read_baseline(folder: Path, name: str, summary: Summary) -> Baseline:
+    """Read another evaluation of the same videos.
+
+    Args:
+        folder: of the evaluation, or of its run, whose evaluation of the same name is taken.
+        name: of the evaluation.
+        summary: of the evaluation that it is compared with.
+
+    Raises:
+        UserError: for a folder without it, and for an evaluation of other videos.
+    """
+    places = [folder, folder / "eval" / name]
+    found = next((place for place in places if (place / "summary.json").is_file()), None)
+    if found is None:
+        raise UserError(
+            f"--baseline {folder}: holds no finished evaluation, and no eval/{name} with one; name"
+            " the folder with its summary.json"
+        )
+    other = read_summary(found / "summary.json")
+    ours = {"videos": summary.manifest_sha, "number": summary.n, "unit": summary.unit}
+    theirs = {"videos": other.manifest_sha, "number": other.n, "unit": other.unit}
+    if ours != theirs:
+        differ = ", ".join(key for key, value in ours.items() if theirs[key] != value)
+        raise UserError(
+            f"--baseline {found}: was measured on other videos ({differ} differ:"
+            f" {other.dataset}, n = {other.n}; here {summary.dataset}, n = {summary.n}); evaluate"
+            " it with the same data and eval.limit"
+        )
+    return Baseline(str(found), other)
+
+
+def write_html(
+    out: Path,
+    summary: Summary,
+    classes: Sequence[str],
+    sections: Mapping[str, Sequence[str]],
+    baseline: Baseline | None = None,
+) -> None:
+    """Write out/report.html.
+
+    Args:
+        out: folder of the evaluation.
+        summary: what it measured.
+        classes: names of the classes.
+        sections: name -> Markdown of the sections that report.md has too.
+        baseline: another evaluation of the same videos.
+    """
+    rows = _attack_rows(out, summary)
+    largest = worst(summary.curve)
+    names = used(summary)
+    text = render(
+        "report.html",
+        title=f"{summary.dataset}: {verdict(summary)}",
+        heading=_heading(summary),
+        verdict=verdict(summary),
+        warnings=summary.warnings,
+        facts=_facts(out, summary),
+        charts=_charts(summary, baseline),
+        baseline=baseline,
+        random=_random_weights(summary),
+        clips=shown_clips(sorted((out / "clips").glob("*.npz")), classes, _CLIPS),
+        fingerprints=fingerprints(summary.curve, rows),
+        corruptions=corruption_viewer(out, summary, classes, _PICTURES),
+        classes=_classes(out, summary, rows, classes, largest),
+        sections={name: html_of(lines, out) for name, lines in sections.items() if lines},
+        methods=methods_text(summary),
+        bibtex=bibtex(names),
+        environment=_environment(out),
+    )
+    write_page(out / "report.html", text)
+
+
+def _attack_rows(out: Path, summary: Summary) -> list[AttackRow]:
+    """Return the rows of the threats of a summary, with breaks carried to larger budgets."""
+    threats = {point.threat for point in summary.curve}
+    rows = [
+        AttackRow.from_json(row)
+        for path in rank_files(out, "results")
+        for row in read_rows(path)
+        if row.get("threat") in threats
+    ]
+    return carry_breaks(rows, families([parse_threat(name) for name in threats]))
+
+
+def _heading(summary: Summary) -> str:
+    """Return what was measured, for the line above the verdict."""
+    model = summary.classifier
+    return f"{summary.dataset}, {summary.split}: robustness of the {model}"
+
+
+def _facts(out: Path, summary: Summary) -> list[tuple[str, str]]:
+    """Return the protocol line: names and values."""
+    environment = _environment(out)
+    facts = [
+        ("Data", f"{summary.dataset}, {summary.split}"),
+        ("Videos", str(summary.n)),
+        ("Views", f"{summary.views['representation']}; attacked {summary.views['attack']}"),
+        ("Protocol", summary.protocol),
+        ("Classifier", summary.classifier),
+        ("Labels", summary.labels),
+        ("Norm branch", "" if summary.branch == "clean" else summary.branch),
+        ("Threats", ", ".join(summary.threats)),
+        ("Attack", summary.suite or ""),
+        ("Chance", f"{100 * summary.chance:.1f} %"),
+        ("Checkpoint", summary.checkpoint),
+        ("Date", str(environment.get("date", ""))),
+        ("Command", str(environment.get("command", ""))),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _environment(out: Path) -> dict[str, Any]:
+    """Return what was recorded of the process; empty for evaluations of earlier revisions."""
+    path = out / "environment.json"
+    return read_json(path, "delete it; the report then leaves it out") if path.is_file() else {}
+
+
+# --- Robust accuracy by budget ---
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of robust accuracy: for threats of one norm, with its legend and its numbers."""
+
+    norm: str
+    drawing: Markup
+    legend: Markup
+    rows: list[list[str]]
+
+
+_UNITS = {"linf": "largest change of a pixel, /255", "l2": "L2 norm", "l1": "L1 norm"}
+
+
+def _charts(summary: Summary, baseline: Baseline | None) -> list[Chart]:
+    """Return a chart per norm, with a line per kind of threat."""
+    charts = []
+    for norm in dict.fromkeys(point.norm for point in summary.curve if point.eps > 0):
+        lines = _lines(summary, norm)
+        if baseline:
+            shown = {line.name for line in lines}
+            others = [line for line in _lines(baseline.summary, norm) if line.name in shown]
+            lines += [
+                Line(f"{line.name}, {baseline.name}", line.points, grey=True) for line in others
+            ]
+        label = f"budget: {_UNITS.get(norm, 'largest L2 norm of a frame')}"
+        charts.append(
+            Chart(
+                norm,
+                line_chart(lines, label, "accuracy, %", f"Robust accuracy by {label}"),
+                legend(lines),
+                [[line.name, point.note] for line in lines for point in line.points],
+            )
+        )
+    return charts
+
+
+def _lines(summary: Summary, norm: str) -> list[Line]:
+    """Return a line per kind of threat, which begins at the accuracy without an attack."""
+    kinds: dict[str, list[CurvePoint]] = {}
+    for point in summary.curve:
+        if point.norm == norm and point.eps > 0:
+            kinds.setdefault(point.kind, []).append(point)
+    unit = 255 if norm == "linf" else 1
+    lines = []
+    for kind, points in kinds.items():
+        shown = []
+        if summary.clean_acc is not None:
+            low, high = wilson(round(summary.clean_acc * summary.n), summary.n)
+            shown.append(_point(0.0, summary.clean_acc, low, high, "no attack"))
+        for point in points:
+            low, high = point.ci95
+            shown.append(_point(unit * point.eps, point.robust_acc, low, high, point.threat))
+        lines.append(Line(kind, shown))
+    return lines
+
+
+def _point(x: float, y: float, low: float, high: float, name: str) -> Point:
+    """Return a point that says its numbers."""
+    note = f"{name}: {100 * y:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)"
+    return Point(x, y, low, high, note)
+
+
+def _random_weights(summary: Summary) -> str:
+    """Return a sentence on random weights, the least that training must exceed."""
+    random = summary.representation.get("random_probe")
+    if random is None:
+        return ""
+    return (
+        f"A linear probe on random weights reaches {100 * random.acc:.1f} % without an attack,"
+        f" guessing {100 * summary.chance:.1f} %."
+    )
+
+
+# --- Classes ---
+
+
+def _classes(
+    out: Path,
+    summary: Summary,
+    rows: Sequence[AttackRow],
+    classes: Sequence[str],
+    threat: CurvePoint | None,
+) -> ClassSection | None:
+    """Return accuracies and confusions by class, of the attacked videos or of all test videos.
+
+    Args:
+        out: folder of the evaluation.
+        summary: what it measured.
+        rows: of all threats.
+        classes: names of the classes.
+        threat: the one that confusions are shown for; None without attacks.
+    """
+    if threat is not None:
+        of_threat = [row for row in rows if row.threat == threat.threat]
+        before = [(row.label, row.clean_pred) for row in of_threat]
+        return class_section(
+            classes,
+            before,
+            [(row.label, row.adv_pred) for row in of_threat],
+            [row.robust for row in of_threat],
+            threat.threat,
+        )
+    path = out / "predictions.jsonl"
+    if not path.is_file() or summary.average_precision:
+        return None
+    names = {"own head": "head", "linear probe": "trained_probe", "kNN": "trained_knn"}
+    key = names.get(summary.classifier, f"trained_{summary.classifier}")
+    answers = [(row["label"], row.get(key)) for row in read_rows(path) if "label" in row]
+    return class_section(classes, answers, [], [], "") if answers else None

@@ -1,0 +1,214 @@
+"""Describe an evaluation for a paper, with BibTeX of exactly what it used."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from vidrobust.corruptions import BENCHMARKS, SEVERITIES
+from vidrobust.evaluation.adversarial.suites import SUITES
+from vidrobust.evaluation.summary import Summary
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An entry of references.bib.
+
+    Attributes:
+        key: of BibTeX.
+        cites: key of docs/references.md.
+        uses: what in an evaluation stands on it, such as "attack:pgd".
+        text: the entry, without `cites` and `uses`.
+    """
+
+    key: str
+    cites: str
+    uses: frozenset[str]
+    text: str
+
+
+@cache
+def references() -> tuple[Reference, ...]:
+    """Return the entries of references.bib, in its order."""
+    package = resources.files("vidrobust.evaluation.report")
+    text = (package / "references.bib").read_text(encoding="utf-8")
+    entries = []
+    for entry in re.findall(r"^@\w+\{.*?^\}", text, re.MULTILINE | re.DOTALL):
+        own = {name: _field(entry, name) for name in ("cites", "uses")}
+        kept = [
+            line for line in entry.splitlines() if not line.strip().startswith(("cites", "uses"))
+        ]
+        key = entry.partition("{")[2].partition(",")[0]
+        uses = frozenset(own["uses"].split())
+        entries.append(Reference(key, own["cites"], uses, "\n".join(kept)))
+    return tuple(entries)
+
+
+def _field(entry: str, name: str) -> str:
+    """Return the value of a field of an entry."""
+    found = re.search(rf"^  {name} = \{{(.*)\}},$", entry, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def used(summary: Summary) -> set[str]:
+    """Return what an evaluation used, in the words of `uses` in references.bib."""
+    names = {f"protocol:{summary.protocol}", "measure:intervals"}
+    if summary.curve:
+        names |= {f"attack:{name}" for name in summary.attacks}
+        names |= {f"norm:{point.norm}" for point in summary.curve}
+        suite = (summary.suite or "").partition(",")[0]
+        names |= {f"suite:{suite}"} if SUITES.get(suite, suite) != suite else set()
+        names.add("measure:checks")
+    if summary.retrieval:
+        names.add(f"retrieval:{summary.retrieval.similarity}")
+    if summary.corruption:
+        names |= _sets_of(summary.corruption.corruptions) | {"measure:mpc"}
+        names |= {"measure:mce"} if summary.corruption.mce is not None else set()
+    if summary.bias:
+        names |= {f"bias:{name}" for name in summary.bias.views} | {"measure:bias"}
+    measured = {
+        "calibration": summary.calibration,
+        "open_set": summary.open_set,
+        "geometry": summary.geometry,
+        "sensitivity": summary.sensitivity,
+        "precise_bn": summary.precise_bn,
+        "eot": summary.eot > 1,
+    }
+    return names | {f"measure:{name}" for name, value in measured.items() if value}
+
+
+def _sets_of(corruptions: Iterable[str]) -> set[str]:
+    """Return the published sets that corruptions come from, as words of `uses`."""
+    names = set()
+    for corruption in corruptions:
+        # sets of our own are no source
+        published = [
+            name
+            for name, members in BENCHMARKS.items()
+            if corruption in members and name not in ("all", "quick")
+        ]
+        names.add(f"corruptions:{published[0] if published else 'other'}")
+    return names
+
+
+def bibtex(names: set[str]) -> str:
+    """Return the entries of what was used, from `used`."""
+    return "\n\n".join(each.text for each in references() if each.uses & names)
+
+
+def cited(names: set[str], prefix: str) -> str:
+    r"""Return \cite of the references of some of what was used; "" for none.
+
+    Args:
+        names: from `used`.
+        prefix: such as "attack:".
+    """
+    wanted = {name for name in names if name.startswith(prefix)}
+    keys = [each.key for each in references() if each.uses & wanted]
+    return f" \\cite{{{','.join(keys)}}}" if keys else ""
+
+
+def methods_text(summary: Summary) -> list[str]:
+    """Return paragraphs that describe the evaluation, with \\cite commands."""
+    names = used(summary)
+    return [
+        line
+        for line in (
+            _representation(summary, names),
+            _attacks(summary, names),
+            _corruptions(summary, names),
+            _cues(summary, names),
+        )
+        if line
+    ]
+
+
+def _representation(summary: Summary, names: set[str]) -> str:
+    """Return what was measured on which videos."""
+    views = summary.views["representation"]
+    learned = (
+        f" It was fitted to {summary.train_videos} training videos." if summary.train_videos else ""
+    )
+    few = f" Labels: {summary.labels} of each class." if summary.labels else ""
+    intervals = cited(names, "measure:intervals")
+    return (
+        f"We evaluate on {summary.dataset} ({summary.split}) with {views} views (clips x crops) per"
+        f" video, averaging {summary.view_average}. The classifier is the {summary.classifier}"
+        f" (protocol {summary.protocol}{cited(names, 'protocol:')}).{learned}{few} Intervals of"
+        f" accuracies are 95 % Wilson intervals{intervals}."
+    )
+
+
+def _attacks(summary: Summary, names: set[str]) -> str:
+    """Return how clips were attacked; "" without attacks."""
+    if not summary.curve:
+        return ""
+    target = {
+        "clip": "the centre clip of each video",
+        "video": "the source frames of each video, through the average over its views",
+    }[summary.unit]
+    passes = sum(sum(sum(pair) for pair in point.passes.values()) for point in summary.curve)
+    attacks = cited(names, "attack:") or cited(names, "suite:")
+    random = (
+        f" Gradients are averaged over {summary.eot} passes{cited(names, 'measure:eot')}."
+        if summary.eot > 1
+        else ""
+    )
+    return (
+        f"We attack {target} of {summary.n} videos with {summary.suite}{attacks} under the threats"
+        f" {', '.join(summary.threats)}, with pixel values in [0, 1]. A video counts as robust"
+        " if it is classified rightly and no attack changes the prediction, at this budget and at"
+        f" all smaller ones.{random} The attacks took {passes} forward and backward passes of"
+        f" clips in all. Self-checks of model and attack{cited(names, 'measure:checks')} gave"
+        f" {_count(len(summary.warnings))}."
+    )
+
+
+def _count(warnings: int) -> str:
+    """Return the number of warnings in words."""
+    if not warnings:
+        return "no warning"
+    return "1 warning" if warnings == 1 else f"{warnings} warnings"
+
+
+def _corruptions(summary: Summary, names: set[str]) -> str:
+    """Return how videos were corrupted; "" without corruptions."""
+    table = summary.corruption
+    if table is None:
+        return ""
+    severities = ", ".join(map(str, table.severities))
+    place = (
+        "the frames of the file, before crop and resize"
+        if table.place == "source"
+        else "the crop that the model receives"
+    )
+    scale = f"severities {severities} of {len(SEVERITIES)}"
+    return (
+        f"We corrupt {table.n} videos by {', '.join(table.corruptions)}"
+        f"{cited(names, 'corruptions:')} at {scale}, applied to {place}, and report the mean"
+        f" accuracy over corruptions and severities{cited(names, 'measure:mpc')}."
+    )
+
+
+def _cues(summary: Summary, names: set[str]) -> str:
+    """Return which cues were removed, and further measures; "" for none."""
+    sentences = []
+    if summary.bias:
+        views = ", ".join(name for name in summary.bias.views if name != "clean")
+        sentences.append(
+            f"Cues are measured by the accuracy on {summary.bias.n} videos as {views}"
+            f"{cited(names, 'bias:') or cited(names, 'measure:bias')}."
+        )
+    if summary.calibration:
+        sentences.append(
+            "Calibration is the expected calibration error with"
+            f" {len(summary.calibration[0].bins)} bins, and the Brier score"
+            f"{cited(names, 'measure:calibration')}."
+        )
+    if summary.open_set:
+        sentences.append(
+            "Unknown classes are told apart by the largest probability"
+            f"{cited(names, 'measure:open_set')}."
+        )
+    return " ".join(sentences)

@@ -1,0 +1,107 @@
+"""Say in one sentence what an evaluation found."""
+
+from vidrobust.evaluation.adversarial.curve import CurvePoint
+from vidrobust.evaluation.summary import Summary
+
+# Support of a threat -> who may change, as the subject of "... may move by".
+_SUBJECTS = {
+    "dense": "every pixel",
+    "tube": "every pixel, alike in all frames,",
+    "flicker": "the colour of every frame",
+    "frames": "every pixel of {k} frames",
+    "patch": "a square of {k} x {k} pixels",
+    "border": "a border of {k} pixels",
+    "pixels": "{k} pixels of every frame",
+}
+
+
+def verdict(summary: Summary) -> str:
+    """Return the sentence that an evaluation's reader needs first."""
+    kind = "images" if _is_image(summary) else "videos"
+    if summary.average_precision:
+        mean = next(iter(summary.average_precision.values())).mean
+        return f"On {summary.n} {kind} the mean average precision is {_percent(mean)}."
+    if summary.retrieval:
+        return _of_retrieval(summary, kind)
+    if summary.clean_acc is None:
+        best = _measured(summary)
+        return f"Of {best[1]} {kind}, {_percent(best[0])} are classified rightly."
+    sentence = f"Of {summary.n} {kind}, {_percent(summary.clean_acc)} are classified rightly"
+    endings = []
+    if point := worst(summary.curve):
+        endings.append(f"{_percent(point.robust_acc)} still are when {in_words(point)}")
+    if summary.corruption:
+        table = summary.corruption
+        endings.append(
+            f"{_percent(table.mpc)} on average under {len(table.corruptions)} corruptions"
+        )
+    return "; ".join([sentence, *endings]) + "."
+
+
+def worst(curve: list[CurvePoint]) -> CurvePoint | None:
+    """Return the threat to name: of the first kind, the smallest that breaks half, or the largest.
+
+    Of a curve that falls to 0 at once, the first budget says most; of one that stays high, the
+    last.
+    """
+    attacked = [point for point in curve if point.eps > 0]
+    if not attacked:
+        return None
+    family = [point for point in attacked if point.kind == attacked[0].kind]
+    right = 1 - (family[0].killed_by.get("clean", 0) + family[0].killed_by.get("error", 0)) / (
+        family[0].n
+    )
+    halved = [point for point in family if point.robust_acc <= right / 2]
+    return halved[0] if halved else family[-1]
+
+
+def in_words(point: CurvePoint) -> str:
+    """Return a threat in words, after "when"."""
+    subject = _SUBJECTS[point.support].format(k=point.k)
+    if point.norm == "linf":
+        if point.support == "patch" and point.eps == 1:
+            return f"{subject} may be painted over"
+        return f"{subject} may move by {255 * point.eps:.3g}/255"
+    if point.norm == "l2":
+        return f"{subject} may move, in all by {point.eps:.3g} (L2)"
+    if point.norm == "l2_frame":
+        return f"{subject} may move, in each frame by {point.eps:.3g} (L2)"
+    return f"{subject} may move, in all by {point.eps:.3g} (L1)"
+
+
+def _is_image(summary: Summary) -> bool:
+    return summary.input is not None and summary.input.frames == 1
+
+
+def _measured(summary: Summary) -> tuple[float, int]:
+    """Return the accuracy of what is measured, and the number of its videos."""
+    names = {"own head": "head", "linear probe": "trained_probe", "kNN": "trained_knn"}
+    key = names.get(summary.classifier, f"trained_{summary.classifier}")
+    accuracy = summary.representation.get(key) or next(iter(summary.representation.values()))
+    return accuracy.acc, accuracy.n
+
+
+def _of_retrieval(summary: Summary, kind: str) -> str:
+    """Return the sentence of the protocol "retrieval": recall at the smallest k."""
+    table = summary.retrieval
+    assert table is not None
+    clean = table.recall["trained"][table.similarity][0]
+    sentence = (
+        f"For {_percent(clean.recall)} of {table.n} {kind} one of the {clean.k} nearest training"
+        f" {kind} is of the same class"
+        if clean.k > 1
+        else f"For {_percent(clean.recall)} of {table.n} {kind} the nearest training"
+        f" {kind.removesuffix('s')} is of the same class"
+    )
+    attacked = [point for point in table.curve if point.eps > 0]
+    if not attacked:
+        return f"{sentence}."
+    last = attacked[-1]
+    return (
+        f"{sentence}; for {_percent(last.recall[0].recall)} when {last.side} move by {last.threat}."
+    )
+
+
+def _percent(fraction: float | None) -> str:
+    """Format a fraction for a sentence."""
+    return "-" if fraction is None else f"{100 * fraction:.0f} %"
