@@ -4,8 +4,8 @@
 
 A model is a run's folder, a checkpoint file, or SOURCE:NAME. Each is attacked with eval.save=all in
 eval/transfer of its folder (eval.name), then measured on all clips in eval/transfer_measured. The
-matrix is written as transfer.md, transfer.csv and transfer.json. The same command continues where
-it was stopped; with more models, those that were attacked are not attacked again.
+matrix is written as transfer.md, .html, .csv and .json. The same command continues where it was
+stopped; with more models, those that were attacked are not attacked again.
 """
 
 import argparse
@@ -23,7 +23,9 @@ from vidrobust.data import Record, records_sha
 from vidrobust.evaluation import build_lists, check_suite
 from vidrobust.evaluation.adversarial.transfer_rows import check_transfer
 from vidrobust.evaluation.measured_model import checkpoint_name
+from vidrobust.evaluation.report.page import write_page
 from vidrobust.evaluation.report.tables import write
+from vidrobust.evaluation.report.transfer_page import matrix_page
 from vidrobust.evaluation.report.transfer_tables import matrix_csv, matrix_lines
 from vidrobust.evaluation.transfer_matrix import MatrixFolders, read_matrix
 from vidrobust.protocols import Subject, report_folder, run_protocol
@@ -275,6 +277,7 @@ def _write(models: Sequence[_Model], folder: Path) -> None:
     for line in matrix.warnings:
         log.warning(line)
     write(folder / "transfer.md", matrix_lines(matrix))
+    write_page(folder / "transfer.html", matrix_page(matrix))
     files = {
         "transfer.csv": matrix_csv(matrix),
         "transfer.json": json.dumps(asdict(matrix), indent=2) + "\n",

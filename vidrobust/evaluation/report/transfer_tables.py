@@ -45,10 +45,33 @@ def transfer_lines(transfer: Sequence[Transfer]) -> list[str]:
     ]
 
 
+def in_short(matrix: TransferMatrix) -> str:
+    """Return the sentence that a reader of a matrix needs first, on its last threat."""
+    last = matrix.threats[-1]
+    cells = [cell for row in last.cells for cell in row if cell.success is not None]
+    own = [cell.success for cell in cells if cell.attacked == cell.measured]
+    others = [cell.success for cell in cells if cell.attacked != cell.measured]
+    if not own or not others:
+        return (
+            f"No clean clip is classified rightly, so that no attack under {last.threat} counts."
+        )
+    return (
+        f"Under {last.threat} attacks on the model itself succeed on {_mean(own)} of the clips that"
+        f" it classifies rightly, attacks on another model on {_mean(others)}, on average."
+    )
+
+
+def _mean(fractions: Sequence[float | None]) -> str:
+    """Return the mean of fractions, in per cent."""
+    return f"{100 * sum(each or 0 for each in fractions) / len(fractions):.1f} %"
+
+
 def matrix_lines(matrix: TransferMatrix) -> list[str]:
     """Return transfer.md."""
     lines = [
         f"# Transfer of attacks: {escape(matrix.dataset)}, {escape(matrix.split)}",
+        "",
+        escape(in_short(matrix)),
         "",
         (
             f"{matrix.n} videos, {escape(matrix.suite)}. A row is the model that was attacked, a"
