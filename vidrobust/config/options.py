@@ -1037,7 +1037,7 @@ class EvalConfig:
     save: str = option(
         "none",
         "adversarial clips to save, without loss, in adversarial/ of the results folder, as a data"
-        " set and as floats: none, those that an attack broke, or all (docs/transfer.md)",
+        " set and as floats: none, those that an attack broke, or all (docs/attack_transfer.md)",
         choices=("none", "broken", "all"),
     )
     transfer: list[str] = option(

@@ -66,7 +66,13 @@ def is_kept(row: AttackRow, save: str) -> bool:
 
 
 def is_complete(out: Path, row: AttackRow, save: str) -> bool:
-    """Return whether the files of a row exist, if it has any; arguments as in `is_kept`."""
+    """Return whether the files of a row exist, if it should have any.
+
+    Args:
+        out: folder of the evaluation.
+        row: of a video and threat.
+        save: as in `is_kept`.
+    """
     stem = stem_of(out, row.threat, row.index)
     has_files = stem.with_suffix(".npz").is_file() and pixel_file(stem) is not None
     return has_files or not is_kept(row, save)

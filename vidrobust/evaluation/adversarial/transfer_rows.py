@@ -68,7 +68,7 @@ class TransferSource:
 
     @property
     def protocol(self) -> Mapping[str, Any]:
-        """How the clips were cut; see `identity.protocol_of`."""
+        """Protocol by which the clips were cut; see `identity.protocol_of`."""
         protocol: Mapping[str, Any] = self.about["protocol"]
         return protocol
 
@@ -315,7 +315,13 @@ def evaluate_transfer(
 
 
 def transfer_of(source: TransferSource, threat: str, rows: Sequence[TransferRow]) -> Transfer:
-    """Return the result of the rows of a source and threat."""
+    """Return the result for a source and threat.
+
+    Args:
+        source: the saved clips.
+        threat: name of the threat.
+        rows: of this source and threat.
+    """
     right = sum(row.pred == row.label for row in rows)
     clean_right = [row for row in rows if row.clean_pred == row.label]
     broken = sum(row.pred != row.label for row in clean_right)

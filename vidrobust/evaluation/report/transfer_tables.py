@@ -52,9 +52,7 @@ def in_short(matrix: TransferMatrix) -> str:
     own = [cell.success for cell in cells if cell.attacked == cell.measured]
     others = [cell.success for cell in cells if cell.attacked != cell.measured]
     if not own or not others:
-        return (
-            f"No clean clip is classified rightly, so that no attack under {last.threat} counts."
-        )
+        return f"No clean clip is classified rightly, so that no attack under {last.threat} counts."
     return (
         f"Under {last.threat} attacks on the model itself succeed on {_mean(own)} of the clips that"
         f" it classifies rightly, attacks on another model on {_mean(others)}, on average."
