@@ -89,6 +89,43 @@ def _write_report(
     has_curve = _draw_curves(out / "curve.png", summary)
     pictures = [_draw_clip(path, classes) for path in _some_clips(out / "clips")]
     title = f"{summary.dataset}, {summary.split}: {summary.n} videos {_done(summary)}".rstrip()
+    sections = _sections(out, summary)
+    lines = [
+        f"# {markdown.escape(title)}",
+        "",
+        (
+            f"Checkpoint: {summary.checkpoint}; norm branch {markdown.code(summary.branch)};"
+            f" chance {_percent(summary.chance)}."
+        ),
+        "",
+        *sections["model"],
+        *sections["representation"],
+        *sections["retrieval"],
+        *sections["attacks"],
+        *(["![robust accuracy](curve.png)", ""] if has_curve else []),
+        *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
+        *sections["transfer"],
+        *sections["calibration"],
+        *corruption_lines(out, summary.corruption),
+        *sections["natural"],
+        *sections["cues"],
+        *sections["geometry"],
+        *(["## Warnings", ""] if summary.warnings else []),
+        *(f"- {markdown.escape(warning)}" for warning in summary.warnings),
+    ]
+    markdown.write(out / "report.md", lines)
+    write_html(out, summary, classes, sections, baseline)
+
+
+def _sections(out: Path, summary: Summary) -> dict[str, list[str]]:
+    """Return the sections that report.md and report.html share; they also draw their pictures.
+
+    They are in the order of report.html.
+
+    Args:
+        out: folder of the evaluation.
+        summary: what it measured.
+    """
     representation = [
         "## Representation",
         "",
@@ -102,48 +139,17 @@ def _write_report(
         *representation_lines(out, summary),
         *_published_lines(summary),
     ]
-    retrieval = retrieval_lines(out, summary.retrieval)
-    attacks = _attack_lines(out, summary) if summary.curve else []
-    transfer = transfer_lines(summary.transfer)
-    calibration = calibration_lines(out, summary.calibration)
-    natural = [*shift_lines(summary.shift), *open_set_lines(summary.open_set)]
-    cues = bias_lines(summary.bias)
-    geometry = geometry_lines(summary.geometry, summary.sensitivity)
-    lines = [
-        f"# {markdown.escape(title)}",
-        "",
-        (
-            f"Checkpoint: {summary.checkpoint}; norm branch {markdown.code(summary.branch)};"
-            f" chance {_percent(summary.chance)}."
-        ),
-        "",
-        *_model_lines(summary),
-        *representation,
-        *retrieval,
-        *attacks,
-        *(["![robust accuracy](curve.png)", ""] if has_curve else []),
-        *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
-        *transfer,
-        *calibration,
-        *corruption_lines(out, summary.corruption),
-        *natural,
-        *cues,
-        *geometry,
-        *(["## Warnings", ""] if summary.warnings else []),
-        *(f"- {markdown.escape(warning)}" for warning in summary.warnings),
-    ]
-    markdown.write(out / "report.md", lines)
-    sections = {
-        "cues": cues,
-        "natural": natural,
-        "geometry": geometry,
-        "representation": [*representation, *_model_lines(summary)],
-        "retrieval": retrieval,
-        "attacks": attacks,
-        "transfer": transfer,
-        "calibration": calibration,
+    return {
+        "cues": bias_lines(summary.bias),
+        "natural": [*shift_lines(summary.shift), *open_set_lines(summary.open_set)],
+        "geometry": geometry_lines(summary.geometry, summary.sensitivity),
+        "representation": representation,
+        "model": _model_lines(summary),
+        "retrieval": retrieval_lines(out, summary.retrieval),
+        "attacks": _attack_lines(out, summary) if summary.curve else [],
+        "transfer": transfer_lines(summary.transfer),
+        "calibration": calibration_lines(out, summary.calibration),
     }
-    write_html(out, summary, classes, sections, baseline)
 
 
 # --- Text ---
