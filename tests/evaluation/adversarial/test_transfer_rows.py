@@ -53,9 +53,18 @@ def _config(*words):
     return config.loads("", [f"{key}={value}" for key, value in options.items()])
 
 
+def _relative(net, seed, weight):
+    """Return a model between a model and that of another seed: some attacks transfer to it."""
+    other = random_model(seed)
+    with torch.no_grad():
+        for ours, theirs in zip(other.parameters(), net.parameters(), strict=True):
+            ours.lerp_(theirs, weight)
+    return other
+
+
 def test_success_is_counted_as_a_loop_over_clips_does(saved, records, tmp_path):
-    folder, rows, _ = saved
-    net = random_model(9)
+    folder, rows, attacked = saved
+    net = _relative(attacked, 9, 0.7)
     results = _transfer(tmp_path, net, folder)
     dataset = eval_dataset(CFG, records, 1)
     for result, threat in zip(results, map(str, THREATS), strict=True):
@@ -72,6 +81,7 @@ def test_success_is_counted_as_a_loop_over_clips_does(saved, records, tmp_path):
         assert result.success == broken / clean_right
         assert result.ci95 == list(wilson(right, 6))
         assert result.success_ci95 == list(wilson(broken, clean_right))
+    assert [result.success for result in results] == [0.2, 0.8], "neither none nor all"
 
 
 def test_a_models_own_clips_give_its_own_rows(saved, tmp_path):
