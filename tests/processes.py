@@ -45,7 +45,9 @@ DEVNULL = subprocess.DEVNULL
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 TWO_RANKS = (*TORCHRUN, "--nproc_per_node=2")
 
-_COMMANDS = ("train_net", "test_net", "extract_features", "study", "prepare", "visualize")
+_COMMANDS = (
+    *("train_net", "test_net", "extract_features", "study", "prepare", "visualize", "transfer"),
+)
 # what the commands import while they run, and would import in each fork
 _PACKAGES = (
     *(f"vidrobust.cli.{name}" for name in _COMMANDS),

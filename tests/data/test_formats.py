@@ -103,6 +103,21 @@ def test_list_files_may_have_absolute_paths_and_class_names(tmp_path):
     assert record.path == str(path) and classes == ["run", "jump"] and record.label == 1
 
 
+def test_a_test_list_with_names_of_classes_needs_no_training_list(tmp_path):
+    counting_video(tmp_path / "b.avi", 5)
+    (tmp_path / "test.txt").write_text("b.avi 1\n")
+    with pytest.raises(UserError, match=r"no train.csv.txt in"):
+        path_label_list(tmp_path, "test", 1)
+    (tmp_path / "classes.txt").write_text("run\njump\n")
+    (record,), classes = path_label_list(tmp_path, "test", 1)
+    assert (record.label, classes) == (1, ["run", "jump"])
+    with pytest.raises(UserError, match=r"no train.csv.txt in"):
+        path_label_list(tmp_path, "train", 1)
+    (tmp_path / "test.txt").write_text("b.avi 2\n")
+    with pytest.raises(UserError, match=r"test.txt, line 1: label 2 is out of range"):
+        path_label_list(tmp_path, "test", 1)
+
+
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [

@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "compare",
     "leaderboard": "leaderboard",
     "status": "status",
+    "transfer": "transfer",
     "prepare": "prepare",
     "benchmark": "benchmark",
     "visualize": "visualize",

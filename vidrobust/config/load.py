@@ -235,6 +235,8 @@ _ADDED_LATER: dict[str, object] = {
     "train.measured": 0,
     "train.shown_clips": 3,
     "eval.embeddings": 500,
+    "eval.save": "none",
+    "eval.transfer": [],
     **{f"eval.open_set.{key}": value for key, value in vars(OpenSetConfig()).items()},
     **{f"protocol.{key}": value for key, value in vars(ProtocolConfig()).items()},
     **{f"eval.card.{key}": value for key, value in vars(CardConfig()).items()},

@@ -1071,6 +1071,18 @@ class EvalConfig:
     shift: ShiftConfig = field(default_factory=ShiftConfig)
     open_set: OpenSetConfig = field(default_factory=OpenSetConfig)
     card: CardConfig = field(default_factory=CardConfig)
+    # Adversarial clips as data.
+    save: str = option(
+        "none",
+        "adversarial clips to save, without loss, in adversarial/ of the results folder, as a data"
+        " set and as floats: none, those that an attack broke, or all (docs/attack_transfer.md)",
+        choices=("none", "broken", "all"),
+    )
+    transfer: list[str] = option(
+        [],
+        "folders of evaluations with eval.save=all: accuracy of this model on their adversarial"
+        " clips; empty: none",
+    )
 
 
 @dataclass

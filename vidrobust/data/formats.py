@@ -140,8 +140,9 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
 
     Paths are relative to root. The separator is a space, a comma or a tab. Lines are split from the
     right, so paths may contain spaces. Label -1 is a video without a label. `classes.txt`, one name
-    per line, is optional: without it, classes are named by their numbers. VideoMAE's lines for
-    pre-training, `path 0 -1`, are accepted; other lines of three columns are refused.
+    per line, is optional: without it, classes are named by their numbers. With it a test list needs
+    no training list. VideoMAE's lines for pre-training, `path 0 -1`, are accepted; other lines of
+    three columns are refused.
 
     Args:
         root: folder of the data set.
@@ -354,16 +355,18 @@ def _listed(
         missing: finds the listed files.
         form: what a line looks like, for messages.
     """
-    train = _list_file(root, ("train",), form)
-    path = train if split == "train" else _list_file(root, ("test", "val"), form)
-    # The training list is always read: it decides what the classes are.
+    names = root / "classes.txt"
+    classes = [line for _, line in lines(names)] if names.is_file() else None
+    path = _list_file(root, ("train",) if split == "train" else ("test", "val"), form)
+    # The training list decides what the classes are, unless they are named and it does not exist.
+    train = path
+    if split != "train" and not (classes and _is_missing(root, "train")):
+        train = _list_file(root, ("train",), form)
     rows = {}
     for file in dict.fromkeys((train, path)):
         rows[file] = [entry(line, where) for where, line in lines(file)]
     if not rows[train]:
         raise UserError(f"{train} lists no video; write lines {form}")
-    names = root / "classes.txt"
-    classes = [line for _, line in lines(names)] if names.is_file() else None
     # A class that stands twice would have two labels.
     for name, count in Counter(classes or ()).items():
         if count > 1:
@@ -575,6 +578,11 @@ def _class_ids(path: Path) -> dict[int, str]:
     if not ids:
         raise UserError(f"{path} lists no class; take the official one")
     return ids
+
+
+def _is_missing(root: Path, stem: str) -> bool:
+    """Return whether there is no list of a name, with either suffix."""
+    return not any((root / f"{stem}{suffix}").exists() for suffix in (".csv", ".txt"))
 
 
 def _list_file(root: Path, stems: tuple[str, ...], form: str) -> Path:

@@ -40,6 +40,14 @@ from vidrobust.evaluation.adversarial.cost_estimate import (
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.rows import evaluate_robust, without
 from vidrobust.evaluation.adversarial.targets import Unit, clip_units, video_units
+from vidrobust.evaluation.adversarial.transfer_rows import (
+    TransferSource,
+    check_transfer,
+    evaluate_transfer,
+    sources_sha,
+    unlike_protocol,
+)
+from vidrobust.evaluation.identity import protocol_of
 from vidrobust.evaluation.loading import build_lists, make_norms_precise
 from vidrobust.evaluation.measured_model import (
     MeasuredModel,
@@ -137,6 +145,7 @@ class _Evaluation:
         classes: names of the classes.
         others: videos of eval.shift, and the classes that both data sets share.
         unknown: videos of eval.open_set.
+        sources: adversarial clips of eval.transfer.
         out: the folder.
         device: device of the models.
         identity: step and hash of the checkpoint, kept with rows.
@@ -150,6 +159,7 @@ class _Evaluation:
     classes: list[str]
     others: tuple[list[Record], Shared]
     unknown: list[Record]
+    sources: list[TransferSource]
     out: Path
     device: torch.device
     identity: str
@@ -193,9 +203,10 @@ def evaluate(
     Writes predictions.jsonl (a row per video), results.jsonl (a row per video and threat),
     corruptions.jsonl (a row per video and corruption), bias.jsonl (a row per video and view),
     shift.jsonl (a row per video of eval.shift, and per own test video of the shared classes),
-    open_set.jsonl (a row per video of eval.open_set, and per own test video), retrieval.jsonl (a
-    row per query, clean and under each attack), summary.json, card.json, report.md and its
-    pictures. A call that was killed can be repeated: it continues, with the same summary.
+    open_set.jsonl (a row per video of eval.open_set, and per own test video), transfer.jsonl (a row
+    per clip of eval.transfer), retrieval.jsonl (a row per query, clean and under each attack),
+    summary.json, card.json, report.md and its pictures. A call that was killed can be repeated: it
+    continues, with the same summary.
 
     Args:
         cfg: the configuration.
@@ -315,24 +326,27 @@ def _evaluate(
     check_retrieval(cfg, train, test, attack)
     others = other_records(cfg, classes, train + test)
     unknown = unknown_records(cfg, classes, train + test)
+    sources = check_transfer(cfg, test, out)
+    transfer = sources_sha(sources) if sources else ""
     # fields of Summary
-    identity: dict[str, Any] = identify(cfg, name, train, test, others[0], unknown)
+    identity: dict[str, Any] = identify(cfg, name, train, test, others[0], unknown, transfer)
     baseline = _baseline(cfg, identity, len(evenly(len(test), cfg.eval.limit)))
 
     # 2. Models: the trained one, and one with random weights
     measured = load(len(classes))
     run = _Evaluation(
-        cfg,
-        attack,
-        train,
-        test,
-        classes,
-        others,
-        unknown,
-        out,
-        device,
-        identity["checkpoint"],
-        only_estimate,
+        cfg=cfg,
+        attack=replace(attack, classes=classes),
+        train=train,
+        test=test,
+        classes=classes,
+        others=others,
+        unknown=unknown,
+        sources=sources,
+        out=out,
+        device=device,
+        identity=identity["checkpoint"],
+        only_estimate=only_estimate,
     )
 
     main = distributed.rank() == 0
@@ -461,6 +475,7 @@ def check_evaluation(cfg: config.Config) -> None:
     check_retrieval(cfg, train, test, attack)
     other_records(cfg, classes, train + test)
     unknown_records(cfg, classes, train + test)
+    check_transfer(cfg, test)
 
 
 def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
@@ -516,6 +531,8 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             summary.clean_acc = summary.corruption.clean_acc
         if run.attacks_classifier:
             _attack(run, predict, summary)
+        if run.sources:
+            _transfer(run, predict, summary)
 
     _collect_warnings(run, summary)
     return summary
@@ -785,11 +802,37 @@ def _attack(run: _Evaluation, predict: Predict, summary: Summary) -> None:
         f"attacking {len(run.indices)} videos ({what}), {attack.suite},"
         f" {len(attack.threats)} budgets"
     )
-    videos: ClipDataset | SourceVideos = clips
-    if cfg.eval.unit == "video":
-        videos = source_videos(cfg.data, run.test, cfg.eval.clips, cfg.eval.sampling)
-    rows = evaluate_robust(run.settings(predict), attack, videos, run.indices)
+    rows = evaluate_robust(run.settings(predict), attack, _attacked(run), run.indices)
     add_attacks(summary, cfg, rows, attack, doubts)
+
+
+def _transfer(run: _Evaluation, predict: Predict, summary: Summary) -> None:
+    """Measure the classifier on saved clips, and write the results into the summary.
+
+    Args:
+        run: data, settings and folder.
+        predict: the classifier.
+        summary: changed in place.
+    """
+    cfg = run.cfg
+    if cfg.eval.eot > 1:
+        predict = eot(predict, cfg.eval.eot)
+    log.info(f"adversarial clips of {len(run.sources)} other evaluations")
+    settings = run.settings(predict)
+    results, faults = evaluate_transfer(settings, run.sources, cfg.data.size, cfg.eval.crops)
+    summary.transfer = results
+    protocol = protocol_of(_attacked(run), cfg.eval.view_average, unit=cfg.eval.unit)
+    for source in run.sources:
+        summary.warnings += unlike_protocol(source, protocol)
+    summary.warnings += faults
+
+
+def _attacked(run: _Evaluation) -> ClipDataset | SourceVideos:
+    """Return what is attacked: one clip of each video, or its source frames."""
+    cfg = run.cfg
+    if cfg.eval.unit == "video":
+        return source_videos(cfg.data, run.test, cfg.eval.clips, cfg.eval.sampling)
+    return eval_dataset(cfg.data, run.test, 1)
 
 
 def _retrieval(

@@ -54,6 +54,7 @@ def identify(
     test: list[Record],
     others: list[Record],
     unknown: Sequence[Record] = (),
+    transfer: str = "",
 ) -> dict[str, str]:
     """Return the entries that two runs must have in common to be the same evaluation.
 
@@ -66,6 +67,7 @@ def identify(
         test: test videos.
         others: videos of eval.shift.
         unknown: videos of eval.open_set.
+        transfer: hash of the clips of eval.transfer.
     """
     return {
         "checkpoint": name,
@@ -73,6 +75,7 @@ def identify(
         "manifest_sha": records_sha(train + test),
         **({"shift_sha": records_sha(others)} if others else {}),
         **({"open_set_sha": records_sha(list(unknown))} if unknown else {}),
+        **({"transfer_sha": transfer} if transfer else {}),
         **({"textures": _textures(cfg.data.twins)} if "texture" in cfg.eval.bias else {}),
     }
 
@@ -209,6 +212,7 @@ def _difference(earlier: dict[str, Any], identity: dict[str, str], options: dict
     names = {
         "shift_sha": "videos of eval.shift",
         "open_set_sha": "videos of eval.open_set",
+        "transfer_sha": "clips of eval.transfer",
         "textures": "textures",
         "checkpoint": "checkpoint",
         "config_sha": f"options ({differ})" if differ else "options",

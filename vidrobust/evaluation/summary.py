@@ -15,6 +15,7 @@ from vidrobust.evaluation.adversarial.curve import (
     robust_to_all,
     suite_warnings,
 )
+from vidrobust.evaluation.adversarial.transfer_rows import Transfer
 from vidrobust.evaluation.calibration import Calibration, calibration_of
 from vidrobust.evaluation.natural.bias_summary import BiasTable
 from vidrobust.evaluation.natural.corruption_summary import CorruptionTable
@@ -110,12 +111,14 @@ class Summary:
         calibration: whether confidence matches accuracy, on clean clips and under each threat.
         warnings: reasons to doubt the numbers.
         corruption: accuracy under corruptions.
+        transfer: accuracy on adversarial clips that other evaluations saved.
         checkpoint: step and hash of the weights.
         config_sha: hash of the options.
         manifest_sha: hash of the lists of videos.
         shift_sha: hash of the list of videos of `shift`.
         open_set_sha: hash of the list of videos of `open_set`.
         textures: how texture twins were made.
+        transfer_sha: hash of the clips of `transfer`.
     """
 
     # The order of the fields is that of the entries in summary.json. So the corruptions come last,
@@ -170,6 +173,7 @@ class Summary:
     warnings: list[str]
     # Corruptions
     corruption: CorruptionTable | None
+    transfer: list[Transfer] = field(default_factory=list)
     # Identity of model, options and videos, from `results.identify`
     checkpoint: str = ""
     config_sha: str = ""
@@ -177,6 +181,7 @@ class Summary:
     shift_sha: str = ""
     open_set_sha: str = ""
     textures: str = ""
+    transfer_sha: str = ""
 
 
 # --- Files ---

@@ -9,7 +9,7 @@ from vidrobust.utils.errors import UserError
 
 # Files of rows: NAME.jsonl, a NAME.rankN.jsonl per rank, and NAME.identity.json, the options and
 # weights that the rows belong to.
-_STREAMS = ("results", "timing", "corruptions", "bias", "shift", "open_set")
+_STREAMS = ("results", "timing", "corruptions", "bias", "shift", "open_set", "transfer")
 # files for the projector of TensorBoard
 PROJECTOR_FILES = (
     "tensorboard/events.out.tfevents.*",
@@ -59,6 +59,11 @@ EVALUATION_FILES = (
     "corruption_curves.png",
     "clips/*-??????.npz",
     "clips/*-??????.png",
+    *(f"adversarial/*/{'[0-9]' * 6}*.{suffix}" for suffix in ("mkv", "png", "npz")),
+    *(f"adversarial/*/{name}" for name in ("clips.jsonl", "test.txt", "classes.txt", "README.md")),
+    "adversarial/*/.*.partial",
+    "adversarial/saved.json",
+    "adversarial/.*.partial",
     ".*.partial",
     "clips/.*.partial",
     *PROJECTOR_FILES,
@@ -104,10 +109,12 @@ def delete_files(folder: Path, patterns: Sequence[str]) -> None:
     parents = set()
     # a list: the folder must not change while it is searched
     for path in list(chain.from_iterable(map(folder.glob, patterns))):
-        if path.is_symlink() or not path.is_file() or path.parent.is_symlink():
+        inside = [parent for parent in path.parents if folder in parent.parents]
+        if not path.is_file() or any(each.is_symlink() for each in (path, *inside)):
             continue
         path.unlink()
-        parents.add(path.parent)
-    for parent in parents - {folder}:
+        parents.update(inside)
+    # inner folders first
+    for parent in sorted(parents, key=lambda each: len(each.parts), reverse=True):
         with suppress(OSError):  # it still holds files of the user
             parent.rmdir()

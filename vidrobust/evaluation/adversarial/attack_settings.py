@@ -23,6 +23,8 @@ class AttackSettings:
         pictures: number of broken clips that are kept per kind of threat.
         crops: number of crops of source frames, 1 or 3.
         h264_crf: predictions are also made after H.264 at this CRF; 0: none.
+        save: adversarial clips that are saved: "none", "broken" or "all".
+        classes: names of the classes, for the lists of saved clips; (): numbers.
     """
 
     threats: Sequence[ThreatModel]
@@ -31,6 +33,8 @@ class AttackSettings:
     pictures: int = 0
     crops: int = 1
     h264_crf: int = 0
+    save: str = "none"
+    classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Raise UserError for a CRF that H.264 does not have."""
@@ -63,7 +67,7 @@ def check_suite(cfg: config.Config) -> AttackSettings:
     e = cfg.eval
     suite = Suite(e.suite, e.steps, e.restarts, e.queries, e.effort, e.step)
     threats = [parse_threat(name) for name in e.threats]
-    settings = AttackSettings(threats, suite, cfg.seed, e.pictures, e.crops, e.h264)
+    settings = AttackSettings(threats, suite, cfg.seed, e.pictures, e.crops, e.h264, e.save)
     require_defined(suite, settings.ordered)
     if distributed.rank() == 0:
         for line in _doubts(cfg, settings):

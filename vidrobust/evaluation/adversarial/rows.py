@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,10 +38,14 @@ from vidrobust.evaluation.adversarial.broken_clips import (
 )
 from vidrobust.evaluation.adversarial.fingerprint import change_maps, change_per_frame
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
+from vidrobust.evaluation.adversarial.saved_clips import finish_saving, is_complete, save_clips
 from vidrobust.evaluation.adversarial.targets import Unit, clip_units, video_units
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.input_checks import require_work
 from vidrobust.evaluation.results import (
+    Group,
+    Key,
+    Row,
     appending,
     fault,
     merged,
@@ -64,12 +69,12 @@ def evaluate_robust(
 ) -> list[AttackRow]:
     """Attack videos under each threat and return their rows; every rank calls it.
 
-    A row per video and threat is appended to out/results.jsonl as soon as it is known, and broken
-    clips are saved to out/clips/*.npz. A clip that is broken under one threat, before and after
-    rounding to uint8, is broken under larger budgets of the same family and is not attacked again.
-    A call that was killed can be repeated: it continues, and the rows are the same. Every batch has
-    its own generator, seeded by the number of the batch in the call. Under torchrun each rank takes
-    a part of the batches.
+    A row per video and threat is appended to out/results.jsonl as soon as it is known. Some broken
+    clips are saved to out/clips/*.npz, and those of `attack.save` to out/adversarial. A clip that
+    is broken under one threat, before and after rounding to uint8, is broken under larger budgets
+    of the same family and is not attacked again. A call that was killed can be repeated: it
+    continues, and the rows are the same. Every batch has its own generator, seeded by the number of
+    the batch in the call. Under torchrun each rank takes a part of the batches.
 
     A folder belongs to one model, list of videos, protocol, suite and seed
     (out/results.identity.json). Later calls may add videos and threats: existing rows are kept. A
@@ -91,17 +96,46 @@ def evaluate_robust(
             into its input, labels out of range, and threats that do not fit the clips.
     """
     require_work(indices, len(dataset.records), settings.batch_size)
-    _claim_folder(settings, attack, dataset)
+    about = _claim_folder(settings, attack, dataset)
     # source frames of videos differ in size, so that each is a batch
     size = 1 if isinstance(dataset, SourceVideos) else settings.batch_size
     groups = [indices[i : i + size] for i in range(0, len(indices), size)]
     threats = [str(threat) for threat in attack.ordered]
     keys = [list(product(group, threats)) for group in groups]
-    missing, _ = unfinished(settings.out, "results", "threat", keys)
+    missing, kept = unfinished(settings.out, "results", "threat", keys)
+    if attack.save != "none":
+        missing = _without_clips(settings.out, attack.save, missing, keys, kept)
     numbers = missing[distributed.rank() :: distributed.world()]
     _attack_groups(settings, attack, dataset, groups, numbers)
     rows = merged(settings.out, "results", "threat", keys)
-    return carry_breaks([AttackRow.from_json(row) for row in rows], attack.families)
+    measured = [AttackRow.from_json(row) for row in rows]
+    carried = carry_breaks(measured, attack.families)
+    if attack.save != "none":
+        with distributed.together():
+            if distributed.rank() == 0:
+                finish_saving(settings.out, measured, carried, attack, about)
+    return carried
+
+
+def _without_clips(
+    out: Path, save: str, missing: list[int], keys: Sequence[Group], kept: dict[Key, Row]
+) -> list[int]:
+    """Return the numbers of the groups that miss a row or the saved clip of a row.
+
+    Args:
+        out: folder of the evaluation.
+        save: which clips are saved.
+        missing: numbers of the groups that miss a row.
+        keys: (index, threat) pairs of each group.
+        kept: existing rows.
+    """
+    numbers = set(missing)
+    for number, group in enumerate(keys):
+        rows = [AttackRow.from_json(kept[key]) for key in group if key in kept]
+        if not all(is_complete(out, row, save) for row in rows):
+            numbers.add(number)
+    distributed.patient_barrier()  # every rank has looked before one of them writes
+    return sorted(numbers)
 
 
 # what a row says of its adversarial clip, and of the clip rounded to uint8
@@ -143,8 +177,8 @@ def carry_breaks(
 
 def _claim_folder(
     settings: MeasureSettings, attack: AttackSettings, dataset: ClipDataset | SourceVideos
-) -> None:
-    """Refuse a folder that holds rows of another evaluation.
+) -> dict[str, Any]:
+    """Refuse a folder that holds rows of another evaluation, and return what identifies this one.
 
     Args:
         settings: the model and the folder.
@@ -153,23 +187,21 @@ def _claim_folder(
     """
     unit = "video" if isinstance(dataset, SourceVideos) else "clip"
     model = identify_model(settings.predict, dataset, settings.device, settings.identity)
-    own_folder(
-        settings.out,
-        "results",
-        {
-            "model": model,
-            "videos": videos_of(dataset),
-            "protocol": protocol_of(
-                dataset,
-                settings.view_average,
-                unit=unit,
-                crops=attack.crops,
-                h264=attack.h264_crf,
-            ),
-            "suite": str(attack.suite),
-            "seed": attack.seed,
-        },
-    )
+    about = {
+        "model": model,
+        "videos": videos_of(dataset),
+        "protocol": protocol_of(
+            dataset,
+            settings.view_average,
+            unit=unit,
+            crops=attack.crops,
+            h264=attack.h264_crf,
+        ),
+        "suite": str(attack.suite),
+        "seed": attack.seed,
+    }
+    own_folder(settings.out, "results", about)
+    return about
 
 
 def _attack_groups(
@@ -205,7 +237,7 @@ def _attack_groups(
     ):
         for number, unit in zip(numbers, units, strict=True):
             seed = np.random.SeedSequence([attack.seed, number])
-            results = _attack_unit(unit, attack, seed)
+            results = _attack_unit(unit, attack, seed, settings.out)
             save_broken_clips(settings.out / "clips", results.pictures, attack.pictures)
             append([row.to_json() for row in results.rows])
             timing.write(json.dumps(results.seconds) + "\n")
@@ -221,17 +253,21 @@ class _Results:
     """Results of a batch.
 
     Attributes:
+        out: folder of the evaluation.
         rows: by videos, then threats.
         seconds: threat -> attack -> seconds.
         pictures: clips to keep.
     """
 
+    out: Path
     rows: list[AttackRow] = field(default_factory=list)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     pictures: list[BrokenClip] = field(default_factory=list)
 
 
-def _attack_unit(unit: Unit, attack: AttackSettings, seed: np.random.SeedSequence) -> _Results:
+def _attack_unit(
+    unit: Unit, attack: AttackSettings, seed: np.random.SeedSequence, out: Path
+) -> _Results:
     """Attack a batch under all threats.
 
     A clip on which the model gives no finite numbers becomes a failure. The others begin anew with
@@ -241,12 +277,13 @@ def _attack_unit(unit: Unit, attack: AttackSettings, seed: np.random.SeedSequenc
         unit: the batch.
         attack: threats and attacks.
         seed: seed of the batch.
+        out: folder of the evaluation, for saved clips.
     """
-    results = _Results()
+    results = _Results(out)
     columns: list[list[AttackRow]] = []
     while unit.uids:
         generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
-        results = _Results()
+        results = _Results(out)
         try:
             columns = []
             for family in attack.families:
@@ -254,7 +291,7 @@ def _attack_unit(unit: Unit, attack: AttackSettings, seed: np.random.SeedSequenc
             break
         except BadSamples as error:
             unit = without(unit, error)
-            results = _Results()
+            results = _Results(out)
             columns = []
     for of_one_video in zip(*columns, strict=True):
         results.rows += of_one_video
@@ -362,7 +399,10 @@ def _attack_family(
                 results.pictures += broken_clips(
                     unit, shown, state.x_adv, both, state.killed_by, threat
                 )
-        columns.append(_rows_of(unit, threat, state, spent, attack))
+        rows = _rows_of(unit, threat, state, spent, attack)
+        if attack.save != "none":
+            save_clips(results.out, unit, rows, state.x_adv, state.x_round, attack.save)
+        columns.append(rows)
     return columns
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,7 @@ class Unit:
         predict: x -> (B, K) logits.
         views: clips of each video that the model receives in a pass.
         spec: how x is sampled from the frames of a video; None: x is these frames.
+        shown: (K, T), which frames of x each of K clips shows; None: x is the clip.
     """
 
     x: Tensor
@@ -46,6 +48,7 @@ class Unit:
     predict: Predict
     views: int = 1
     spec: ClipSpec | None = None
+    shown: np.ndarray | None = None
 
     @property
     def rates(self) -> list[float]:
@@ -119,6 +122,7 @@ def video_units(
             failed=[],
             predict=through_clips(predict, source, crops, videos.size, view_average),
             views=len(source.clips) * crops,
+            shown=source.clips,
         )
 
 

@@ -21,6 +21,7 @@ from vidrobust.evaluation.report.open_set_text import open_set_lines
 from vidrobust.evaluation.report.representation_tables import representation_lines
 from vidrobust.evaluation.report.retrieval_tables import retrieval_lines
 from vidrobust.evaluation.report.shift_text import shift_lines
+from vidrobust.evaluation.report.transfer_tables import transfer_lines
 from vidrobust.evaluation.results import classes_of
 from vidrobust.evaluation.summary import Summary, published_beside, read_summary
 from vidrobust.models.complexity import parameters_text
@@ -112,6 +113,7 @@ def _write_report(
         *sections["attacks"],
         *(["![robust accuracy](curve.png)", ""] if has_curve else []),
         *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
+        *sections["transfer"],
         *sections["calibration"],
         *corruption_lines(out, summary.corruption),
         *sections["natural"],
@@ -154,6 +156,7 @@ def _sections(out: Path, summary: Summary) -> dict[str, list[str]]:
         "model": _model_lines(summary),
         "retrieval": retrieval_lines(out, summary.retrieval),
         "attacks": _attack_lines(out, summary) if summary.curve else [],
+        "transfer": transfer_lines(summary.transfer),
         "calibration": calibration_lines(out, summary.calibration),
     }
 
@@ -168,6 +171,7 @@ def _done(summary: Summary) -> str:
         "corrupted": summary.corruption,
         "shown without cues": summary.bias,
         "compared with another data set": summary.shift or summary.open_set,
+        "attacked through other models": summary.transfer,
     }
     names = " and ".join(name for name, result in done.items() if result)
     if not summary.retrieval:

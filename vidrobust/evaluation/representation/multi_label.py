@@ -278,6 +278,8 @@ def require_multi_label_options(cfg: config.Config) -> None:
         "eval.shift.name=": e.shift.name,
         "eval.open_set.name=": e.open_set.name,
         "eval.sensitivity=0": e.sensitivity,
+        "eval.save=none": e.save != "none",
+        "eval.transfer=[]": e.transfer,
         "protocol.stages=false": cfg.protocol.stages,
         "protocol.name=auto": cfg.protocol.name not in ("auto", "linear"),
         "eval.classifier=auto": e.classifier not in ("auto", "probe"),
