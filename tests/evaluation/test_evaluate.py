@@ -29,11 +29,11 @@ def _never(*args, **kwargs):
 
 
 def _files(folder):
-    """All but the seconds."""
+    """All but the seconds, and the command and date of the process."""
     found = [
         p
         for p in sorted(folder.rglob("*"))
-        if p.suffix in (".json", ".jsonl") and "timing" not in p.name
+        if p.suffix in (".json", ".jsonl") and "timing" not in p.name and p.name != "environment.json"
     ]
     return {p.relative_to(folder): p.read_bytes() for p in found}
 

@@ -378,7 +378,8 @@ def digest(folder: Path) -> dict[str, str]:
         "config.yaml",
         ".lock",
         "events.",
-        "report.md",
+        "report.",
+        "environment.json",
     )
     hashes = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
