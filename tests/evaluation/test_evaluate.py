@@ -33,7 +33,9 @@ def _files(folder):
     found = [
         p
         for p in sorted(folder.rglob("*"))
-        if p.suffix in (".json", ".jsonl") and "timing" not in p.name and p.name != "environment.json"
+        if p.suffix in (".json", ".jsonl")
+        and "timing" not in p.name
+        and p.name not in ("environment.json", "card.json")
     ]
     return {p.relative_to(folder): p.read_bytes() for p in found}
 

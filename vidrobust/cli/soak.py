@@ -380,6 +380,7 @@ def digest(folder: Path) -> dict[str, str]:
         "events.",
         "report.",
         "environment.json",
+        "card.json",
     )
     hashes = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -256,16 +256,20 @@ def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:
         ignore: keys of options that do not count.
     """
     keys = [key for key, _ in options() if key not in ignore]
-    values = {key: get(cfg, key) for key in keys}
-    for key, (default, earlier) in _CHANGED_DEFAULTS.items():
-        if values.get(key) == default:
-            values[key] = earlier
+    values = {key: _counted(cfg, key) for key in keys}
     lines = "".join(
         f"{key}={value}\n"
         for key, value in values.items()
         if key not in _ADDED_LATER or value != _ADDED_LATER[key]
     )
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def _counted(cfg: Config, key: str) -> Any:
+    """Return the value of an option, a changed default as the one of earlier revisions."""
+    value = get(cfg, key)
+    default, earlier = _CHANGED_DEFAULTS.get(key, (None, None))
+    return earlier if key in _CHANGED_DEFAULTS and value == default else value
 
 
 def get(cfg: Any, key: str) -> Any:
@@ -284,7 +288,9 @@ def paths_read(cfg: Config) -> dict[str, str]:
 def differences(a: Config, b: Config) -> list[str]:
     """Return `optim.lr=0.1 (0.2)` for each option that differs: b's value, then a's."""
     return [
-        f"{key}={get(b, key)} ({get(a, key)})" for key, _ in options() if get(a, key) != get(b, key)
+        f"{key}={get(b, key)} ({get(a, key)})"
+        for key, _ in options()
+        if _counted(a, key) != _counted(b, key)
     ]
 
 
