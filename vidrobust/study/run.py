@@ -61,8 +61,13 @@ def finished(arms: Sequence[Arm]) -> list[FinishedRun]:
     return [
         FinishedRun(arm, read_summary(_summary_of(arm)), _removal(arm))
         for arm in arms
-        if _summary_of(arm).is_file()
+        if is_finished(arm)
     ]
+
+
+def is_finished(arm: Arm) -> bool:
+    """Return whether a run has been measured."""
+    return _summary_of(arm).is_file()
 
 
 def run_arm(arm: Arm, *, overwrite: bool = False) -> Summary:
