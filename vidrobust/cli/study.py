@@ -80,7 +80,8 @@ def main() -> None:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     if unwritten:
         raise UserError(unwritten)
-    log.info(f"report: {out / report_name(whole, args.overrides)}.html and .md")
+    name = report_name(whole, args.overrides)
+    log.info(f"report: {out / name}.html and {name}.md")
 
 
 def arguments() -> argparse.Namespace:

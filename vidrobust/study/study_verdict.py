@@ -28,7 +28,7 @@ class MainMeasure:
 
 @dataclass(frozen=True)
 class StudyVerdict:
-    """What a study found on a data set: who is best, and how certain the lead is ("" if none)."""
+    """Hold what a study found on a data set: the best arm, and its lead ("" if there is none)."""
 
     headline: str
     lead: str = ""
