@@ -377,6 +377,10 @@ def _may_be_committed(name: str) -> bool:
         return True
     if name.startswith(".github/"):
         return Path(name).suffix in (".yml", ".md")
+    if "/report/" in name and name.startswith("vidrobust/"):  # templates of pages, and BibTeX
+        return Path(name).suffix in (".py", ".html", ".css", ".js", ".bib", ".json")
+    if name.startswith("docs/examples/"):
+        return Path(name).suffix in (".html", ".png")
     suffixes = {".py", ".md", ".yaml", ".toml", ".cff", ".json", ".png", ".jpg", ""}
     return Path(name).suffix in suffixes
 

@@ -37,10 +37,18 @@ def test_contrastive_training_needs_no_labels(tiny_charades, tmp_path):
     assert (tmp_path / "out/backbone.pt").is_file()
 
 
-def test_mean_average_precision_is_that_of_scikit_learn(tiny_charades, tmp_path):
-    done = _train(tiny_charades, tmp_path, "eval.threats=[]")
+@pytest.mark.parametrize("of_torchvision", [False, True])
+def test_mean_average_precision_is_that_of_scikit_learn(tiny_charades, tmp_path, of_torchvision):
+    if of_torchvision:
+        words = ("data.name=charades", f"data.root={tiny_charades}", "data.size=32")
+        words = (*words, "data.short_side=32", "data.frames=2", "data.workers=0", "eval.threats=[]")
+        model = ("--model", "torchvision:r3d_18", "--output-dir", "out", "eval.clips=2")
+        done = tool("test_net", *model, *words, cwd=tmp_path)
+        folder = tmp_path / "out"
+    else:
+        done = _train(tiny_charades, tmp_path, "eval.threats=[]")
+        folder = tmp_path / "out/eval/pgd"
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "out/eval/pgd"
     summary = read_summary(folder / "summary.json")
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     targets = np.array([[k in row["labels"] for k in range(3)] for row in rows])

@@ -104,7 +104,7 @@ def test_another_amount_is_refused_in_one_line(amount):
 
 
 def test_several_labels_per_video_are_refused():
-    with pytest.raises(UserError, match="few labels: needs one label per video"):
+    with pytest.raises(UserError, match="data.labels=1: needs one label per video"):
         few_labels([Record("a", "a", -1, labels=(0, 1))], CLASSES, "1", 0)
 
 

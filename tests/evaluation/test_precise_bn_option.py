@@ -86,5 +86,5 @@ def test_the_log_of_training_begins_with_the_cost_of_a_clip(trained, tmp_path):
     cfg, _ = trained
     train(with_options(cfg, "train.max_steps=1"), tmp_path / "run")
     line = (tmp_path / "run/log.txt").read_text().splitlines()[0]
-    assert "M parameters, 0.0" in line
+    assert " parameters, 0.0" in line
     assert "GFLOPs per clip)" in line

@@ -150,6 +150,7 @@ def test_no_attack_is_within_every_budget():
 
 def test_the_report_has_its_tables_and_figure(whole):
     text = (whole / "report.md").read_text()
+    assert text.startswith("# ucf101, test, fold 1: retrieval with 6 queries\n")
     assert "## Retrieval" in text and "| trained | cosine |" in text
     assert "| random weights | centered |" in text
     assert "| gallery | linf-8/255 | leave_neighbors |" in text
@@ -276,9 +277,12 @@ def test_queries_of_a_class_without_gallery_videos_are_warned_of(trained, tmp_pa
 def test_the_command_runs_the_protocol(trained, tmp_path):
     _, _, top = trained
     words = ["protocol.name=retrieval", "eval.clips=1", "--output-dir", tmp_path / "out"]
+    words += ["eval.threats=[linf-1/255]", "eval.steps=1", "eval.limit=2"]
     done = tool("test_net", "--checkpoint", top / "run", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_summary(tmp_path / "out/summary.json").retrieval.clips == 1
+    assert "what is measured: linear probe" in done.stderr
+    assert "what is attacked: features of the backbone" in done.stderr
 
 
 def test_summaries_keep_their_retrieval(whole):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vidrobust.models import add_branches, build_backbone
-from vidrobust.models.complexity import Complexity, model_complexity
+from vidrobust.models.complexity import Complexity, model_complexity, parameters_text
 
 
 def test_a_convolution_and_a_linear_layer_cost_what_their_formulas_say():
@@ -66,3 +66,16 @@ def test_a_model_that_fails_has_no_operations_and_the_reason_is_logged(caplog):
     assert "operations of the model could not be counted" in caplog.text
     assert Complexity(12, None).text() == ""
     assert Complexity(12, 123_456_789).text() == "0.12 GFLOPs per clip"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (514, "514 parameters"),
+        (20_490, "20,490 parameters"),
+        (138_357, "0.14 M parameters"),
+        (31_300_638, "31.30 M parameters"),
+    ],
+)
+def test_few_parameters_are_counted_and_many_are_rounded(count, text):
+    assert parameters_text(count) == text

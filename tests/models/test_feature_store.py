@@ -237,3 +237,20 @@ def test_videos_shorter_than_a_clip_are_counted_once(tmp_path, caplog):
     assert [
         record.getMessage() for record in caplog.records if "shorter" in record.getMessage()
     ] == [f"test: {line}"]
+
+
+def test_features_are_returned_when_every_rank_has_read_them(records, tmp_path, monkeypatch):
+    """Rank 0 may then delete the files."""
+    store = _store(tmp_path)
+    _extract(records, store)
+    events = []
+    original = stored_features.StoredFeatures.features
+
+    def features(self, output):
+        events.append("read")
+        return original(self, output)
+
+    monkeypatch.setattr(stored_features.StoredFeatures, "features", features)
+    monkeypatch.setattr(distributed, "patient_barrier", lambda: events.append("wait"))
+    store.load()
+    assert events == ["wait", "read", "read", "wait"]

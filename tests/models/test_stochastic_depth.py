@@ -67,5 +67,6 @@ def test_videomae_of_transformers_gets_stochastic_depth_in_both_branches():
 
 @pytest.mark.parametrize("name", ["r2plus1d_18", "torchvision:r3d_18", "torchvision:vit_b_32"])
 def test_networks_without_it_are_refused_by_name(name):
-    with pytest.raises(UserError, match=f"model.drop_path=0.1: {name} has no stochastic depth"):
+    message = f"model.drop_path=0.1: {name} has no stochastic depth; set model.drop_path=-1"
+    with pytest.raises(UserError, match=message):
         configured_backbone(ModelConfig(backbone=name, drop_path=0.1))

@@ -10,15 +10,18 @@ import pytest
 import torch
 from torchvision import models
 
-from tests.helpers import tiny, tiny_hmdb51, tiny_ucf101, tool
+from tests.helpers import tiny, tool
+from tests.protocols.helpers import place_with_run
 from vidrobust import checkpoint, config
 from vidrobust.data import Record, build_records, eval_dataset
 from vidrobust.evaluation import load_method, read_summary
 from vidrobust.evaluation.calibration import Calibration, reliability
 from vidrobust.evaluation.natural.open_set import OpenSet
+from vidrobust.evaluation.report.markdown import write_report
 from vidrobust.evaluation.representation import protocols
 from vidrobust.models.stages import stage_tokens
-from vidrobust.protocols.splits import measures_of
+from vidrobust.protocols.splits import _row, measures_of
+from vidrobust.study.arm_table import spread_of
 
 QUICK = ("eval.threats=[]", "eval.checks=0", "data.workers=0")
 
@@ -26,22 +29,7 @@ QUICK = ("eval.threats=[]", "eval.checks=0", "data.workers=0")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Make UCF101 of two splits, HMDB51, and a run on the first split of UCF101."""
-    top = tmp_path_factory.mktemp("protocols")
-    root = tiny_ucf101(top / "data")
-    lists = root / "ucfTrainTestlist"
-    # split 2 tests what split 1 trains on: groups 1 and 2
-    videos = sorted(path.relative_to(root / "videos") for path in root.glob("videos/*/*.avi"))
-    ids = {"Alpha": 3, "Beta": 6}
-    test = [video for video in videos if "_g01" in video.name or "_g02" in video.name]
-    lines = [f"{video} {ids[video.parts[0]]}\n" for video in videos if video not in test]
-    (lists / "trainlist02.txt").write_text("".join(lines))
-    (lists / "testlist02.txt").write_text("".join(f"{video}\n" for video in test))
-    tiny_hmdb51(top / "hmdb51")
-    (top / "config.yaml").write_text("data: {root: data}")
-    words = tiny("eval.enabled=false")
-    done = tool("train_net", "--cfg", "config.yaml", "--output-dir", "run", *words, cwd=top)
-    assert done.returncode == 0, done.stderr
-    return top
+    return place_with_run(tmp_path_factory.mktemp("protocols"))
 
 
 def _tested(place, *words):
@@ -64,6 +52,7 @@ def _refused(place, *words):
 
 def test_splits_are_measured_one_after_the_other(place):
     told = _measured(place, "protocol.name=linear", "protocol.splits=[1,2]")
+    assert "what is measured and attacked: linear probe" in told
     assert "4 of 4 test videos of split 2 are training videos of split 1" in told
     summaries = [
         read_summary(place / f"run/eval/linear_split{split}/summary.json") for split in (1, 2)
@@ -78,6 +67,14 @@ def test_splits_are_measured_one_after_the_other(place):
     report = (place / "run/eval/linear_splits/report.md").read_text()
     assert "| measure, % | split 1 | split 2 | mean ± sd | 95 % interval |" in report
     assert summaries[0].classifier == "linear probe" and summaries[0].protocol == "linear"
+
+
+@pytest.mark.parametrize(
+    ("values", "interval"),
+    [([0.5, 1], "0.0 to 100.0"), ([0.5, 0.5], "50.0 to 50.0"), ([0.5, 0.51], "44.1 to 56.9")],
+)
+def test_the_interval_of_a_fraction_stays_a_fraction(values, interval):
+    assert _row("trained_probe", spread_of(values))[-1] == interval
 
 
 def test_calibration_and_unknown_classes_are_averaged_over_splits():
@@ -105,6 +102,31 @@ def test_calibration_and_unknown_classes_are_averaged_over_splits():
         "calibration error, linf-1/255": 0.75,
         "AUROC, hmdb51 unknown": 0.8,
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "measure"),
+    [
+        (["protocol.name=few_labels", "data.labels=1"], "eval/few_labels_split2", "trained_probe"),
+        (["protocol.name=retrieval"], "eval/retrieval_split2", "trained centered R@1"),
+        (
+            ["protocol.name=slf", "train.epochs=1", "train.batch_size=4"],
+            "finetuned/slf_split2/eval/slf_split2",
+            "head",
+        ),
+    ],
+)
+def test_a_split_is_measured_as_alone(place, tmp_path, words, folder, measure):
+    name = words[0].split("=")[1]
+    _measured(place, *words, "protocol.splits=[1,2]", "eval.clips=1")
+    alone = ("data.fold=2", f"eval.name={name}_split2", "--output-dir", str(tmp_path))
+    _measured(place, *words, "eval.clips=1", *alone)
+    (path,) = tmp_path.glob("**/summary.json")
+    summary = read_summary(path)
+    assert read_summary(place / "run" / folder / "summary.json") == summary
+    assert (summary.protocol, summary.split) == (name, "test, fold 2")
+    numbers = json.loads((place / f"run/eval/{name}_splits/splits.json").read_text())
+    assert numbers["measures"][measure]["values"][1] == measures_of(summary)[measure]
 
 
 def test_a_split_that_is_measured_is_not_measured_again(place, monkeypatch):
@@ -158,7 +180,7 @@ def test_a_run_per_split_is_named_by_its_number(place):
             "splits 1 and 2 of motionshapes have the same training videos",
         ),
         (["protocol.name=few_labels", "data.labels="], "set data.labels, such as 10%"),
-        (["protocol.name=few_labels", "data.labels=x"], "data.labels=x: "),
+        (["protocol.name=few_labels", "data.labels=x"], " E data.labels=x: must be a percentage"),
         (["protocol.name=transfer"], "the model was trained on ucf101 itself"),
         (["protocol.splits=[1,2]", "--report-only"], "--report-only: writes one report; name it"),
         (
@@ -228,6 +250,7 @@ def test_few_labels_are_listed_so_that_others_can_repeat_them(place):
     assert [record.path for record in records] == [record.path for record in again]
     # test videos are all of them
     assert summary.representation["trained_probe"].n == 4
+    assert not any("the model was trained with" in line for line in summary.warnings)
 
 
 def test_another_data_set_is_not_classified_by_the_head_of_the_first(place, tmp_path):
@@ -241,9 +264,19 @@ def test_another_data_set_is_not_classified_by_the_head_of_the_first(place, tmp_
     assert done.returncode == 0, done.stderr
     summary = read_summary(out / "eval/other/summary.json")
     assert summary.classifier == "linear probe" and "head" not in summary.representation
+    assert not any("the model was trained with" in line for line in summary.warnings)
     # on its own data set it is
     done = tool("test_net", "--checkpoint", out, *QUICK, "eval.name=own", cwd=place)
     assert read_summary(out / "eval/own/summary.json").classifier == "own head"
+    # and few labels of it are no few labels
+    few = ("protocol.name=few_labels", "data.labels=1")
+    done = tool("test_net", "--checkpoint", out, *QUICK, *few, cwd=place)
+    assert done.returncode == 0, done.stderr
+    warnings = read_summary(out / "eval/few_labels/summary.json").warnings
+    assert any(
+        line.startswith("data.labels=1: the model was trained with all labels (method.name=super")
+        for line in warnings
+    )
 
 
 def test_lists_of_the_first_data_set_are_left_behind(place, tmp_path):
@@ -266,6 +299,12 @@ def test_transfer_learns_and_tests_on_the_other_data_set(place):
     summary = read_summary(place / "run/eval/transfer/summary.json")
     assert (summary.dataset, summary.classifier) == ("hmdb51", "linear probe")
     assert [point.n for point in summary.curve] == [4]
+    off = "The self-checks of the attacks were off (`eval.checks=0`)."
+    report = place / "run/eval/transfer/report.md"
+    assert summary.checks == 0 and off in report.read_text()
+    for checks in (None, 3):
+        write_report(report.parent, dataclasses.replace(summary, checks=checks), ["a", "b"])
+        assert off not in report.read_text()
 
 
 def test_probes_by_sgd_are_attacked(place):
@@ -320,7 +359,10 @@ def test_a_finetuned_run_is_trained_once_measured_and_attacked(place, monkeypatc
     again = read_summary(run / "eval/again/summary.json")
     assert again.representation["head"] == summary.representation["head"]
     # another recipe in the same folder is refused
-    assert "holds a run with other options" in _refused(place, *words, "optim.lr=0.02")
+    refusal = _refused(place, *words, "optim.lr=0.02")
+    assert "holds a run with other options" in refusal
+    assert "repeat all options of its command, attack the finished run by --checkpoint" in refusal
+    assert refusal.endswith("run/finetuned/slf eval.name=OTHER, or set --output-dir")
     _measured(place, *words, "optim.lr=0.02", "--overwrite")
     assert config.load(run / "config.yaml").optim.lr == 0.02
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from vidrobust import config
 from vidrobust.cli import common
 from vidrobust.cli.subject import asked_splits, check_protocol_options, subject_of
-from vidrobust.evaluation import rewrite_report
+from vidrobust.evaluation import require_baseline, rewrite_report
 from vidrobust.evaluation.summary import Summary
 from vidrobust.protocols import Subject, report_folder, run_protocol, run_splits
 from vidrobust.utils.errors import UserError
@@ -37,6 +37,13 @@ def main() -> None:
         action="store_true",
         help="only write the report of a finished evaluation again",
     )
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="RUN",
+        help="another evaluation of the same videos, shown in grey in report.html: its folder, or"
+        " that of its run",
+    )
     args = common.parsed(parser)
     start_logging(None, quiet=not common.is_main())
     splits = asked_splits(args)
@@ -50,17 +57,22 @@ def main() -> None:
             "--report-only: writes one report; name it by eval.name and data.fold in place of"
             " protocol.splits"
         )
+    if splits and args.baseline:
+        raise UserError("--baseline: goes with one evaluation, not with protocol.splits")
     if splits:
         folder = out or _splits_folder(cfg, subject)
         run_splits(cfg, partial(_measure_split, args), folder)
         log.info(f"report: {folder / 'report.md'}")
         return
+    if args.baseline:
+        require_baseline(args.baseline, cfg.eval.name)
     # from the results in the folder, without attacks
     if args.report_only:
         folder = report_folder(cfg, subject, out)
-        rewrite_report(folder)
     else:
         _, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
+    if (args.report_only or args.baseline) and common.is_main():
+        rewrite_report(folder, args.baseline)
     log.info(f"report: {folder / 'report.md'}")
 
 

@@ -232,6 +232,11 @@ _ADDED_LATER: dict[str, object] = {
 }
 
 
+# Options without effect on a number, whose default has changed: (default, the earlier one).
+# At the default they count as at the earlier one, so that old results are continued.
+_CHANGED_DEFAULTS: dict[str, tuple[object, object]] = {"eval.pictures": (6, 2)}
+
+
 def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:
     """Return a hash of a configuration: the first 16 hex digits of its SHA-256.
 
@@ -240,10 +245,14 @@ def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:
         ignore: keys of options that do not count.
     """
     keys = [key for key, _ in options() if key not in ignore]
+    values = {key: get(cfg, key) for key in keys}
+    for key, (default, earlier) in _CHANGED_DEFAULTS.items():
+        if values.get(key) == default:
+            values[key] = earlier
     lines = "".join(
-        f"{key}={get(cfg, key)}\n"
-        for key in keys
-        if key not in _ADDED_LATER or get(cfg, key) != _ADDED_LATER[key]
+        f"{key}={value}\n"
+        for key, value in values.items()
+        if key not in _ADDED_LATER or value != _ADDED_LATER[key]
     )
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 

@@ -1022,7 +1022,10 @@ class EvalConfig:
         [0.05], "Linf budgets of the sensitivity measurement, each in (0, 1]", above=0, high=1
     )
     pictures: int = option(
-        2, "number of clips shown in the report together with their attacked versions", low=0
+        6,
+        "number of broken clips per kind of threat that are kept and shown in report.html, of as"
+        " many classes as possible",
+        low=0,
     )
     bias: list[str] = option(
         [],

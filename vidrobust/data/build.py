@@ -162,14 +162,6 @@ def find_format(name: str) -> FormatSpec:
     return lookup(FORMATS, name, "data.name")
 
 
-def _few(cfg: config.DataConfig, records: list[Record], classes: list[str]) -> list[Record]:
-    """Return the part of the training records that data.labels asks for; see `few_labels`."""
-    try:
-        return few_labels(records, classes, cfg.labels, cfg.labels_seed)
-    except UserError as error:
-        raise UserError(f"data.labels={cfg.labels}: {error}") from None
-
-
 def build_records(cfg: config.DataConfig, split: str) -> Parsed:
     """Return the records and classes of one split, with what the manifest says about the files.
 
@@ -214,7 +206,7 @@ def build_records(cfg: config.DataConfig, split: str) -> Parsed:
                 )
     # of the videos that are left, so that a bad one is not among few
     if split == "train" and cfg.labels:
-        records = _few(cfg, records, classes)
+        records = few_labels(records, classes, cfg.labels, cfg.labels_seed)
     return records, classes
 
 

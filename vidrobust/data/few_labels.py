@@ -43,8 +43,8 @@ class _Amount:
         if match and not match[2] and number >= 1 and number.is_integer():
             return cls(count=int(number))
         raise UserError(
-            f"amount={shown(text)}: must be a percentage above 0, such as 10%, or a whole number of"
-            " videos per class, such as 5"
+            f"data.labels={shown(text)}: must be a percentage above 0, such as 10%, or a whole"
+            " number of videos per class, such as 5"
         )
 
     def of(self, videos: int) -> int:
@@ -82,7 +82,7 @@ def few_labels(
         train = few_labels(records, classes, "10%", seed=0)
     """
     requested = _Amount.parse(amount)
-    _require_single(records, "few labels")
+    _require_single(records, f"data.labels={amount}")
     by_class: list[list[Record]] = [[] for _ in classes]
     for record in records:
         if record.label >= 0:
@@ -90,8 +90,8 @@ def few_labels(
     empty = [name for name, members in zip(classes, by_class, strict=True) if not members]
     if empty:
         raise UserError(
-            f"few labels: {len(empty)} classes have no labelled video: {first_names(empty)}; add"
-            " some, or remove the classes"
+            f"data.labels={amount}: {len(empty)} classes have no labelled video:"
+            f" {first_names(empty)}; add some, or remove the classes"
         )
     chosen: set[str] = set()
     short = []
@@ -103,8 +103,8 @@ def few_labels(
         chosen |= {record.uid for record in ordered[:count]}
     if short:
         log.warning(
-            f"few labels: {len(short)} classes have fewer than {requested.count} videos, all of"
-            f" which are taken: {first_names(short)}"
+            f"data.labels={amount}: {len(short)} classes have fewer than {requested.count} videos,"
+            f" all of which are taken: {first_names(short)}"
         )
     return [record for record in records if record.uid in chosen]
 

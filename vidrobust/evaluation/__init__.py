@@ -13,6 +13,7 @@ from vidrobust.evaluation.natural.bias_summary import bias_table
 from vidrobust.evaluation.natural.corruption import evaluate_corruptions
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
 from vidrobust.evaluation.report.contact_sheet import contact_sheet
+from vidrobust.evaluation.report.html_report import require_baseline
 from vidrobust.evaluation.report.markdown import rewrite_report
 from vidrobust.evaluation.representation.features import (
     FeatureSettings,
@@ -71,6 +72,7 @@ __all__ = [
     "measure_multi_label",
     "model_source",
     "read_summary",
+    "require_baseline",
     "rewrite_report",
     "robust_curve",
     "wilson",

@@ -38,6 +38,7 @@ from vidrobust.evaluation.loading import build_lists, make_norms_precise
 from vidrobust.evaluation.measured_model import (
     MeasuredModel,
     checkpoint_name,
+    known_labels,
     load_run,
     load_source,
     unlike_card,
@@ -469,7 +470,7 @@ def _represent(
     """
     cfg, model = run.cfg, models[0]
     head, doubts = (None, []) if cfg.method.clusters else own_head(measured, run.classes)
-    doubts = doubts + unlike_card(cfg, measured)
+    doubts = doubts + unlike_card(cfg, measured) + known_labels(cfg, measured)
     for line in doubts:
         log.warning(line)
     _require_head(run, measured, head)
@@ -497,7 +498,8 @@ def _represent(
     first = gallery[0] if gallery else None
     own = fitted[0][1].head if fitted else None
     name, predict = _classifier(run, model, head, representation, first, own)
-    log.info(f"what is measured and attacked: {name}")
+    attacked = "" if cfg.protocol.name == RETRIEVAL else " and attacked"
+    log.info(f"what is measured{attacked}: {name}")
     summary = summary_of_data(cfg, len(run.indices), representation, first, run.classes)
     if fitted:
         summary.fitted = fitted[0][1].settings
@@ -642,6 +644,8 @@ def _retrieval(
         model: the trained model.
         features: of training and of test videos, under each model.
     """
+    if run.attack.threats:
+        log.info("what is attacked: features of the backbone, as a search compares them")
     return evaluate_retrieval(
         run.cfg,
         model.backbone,

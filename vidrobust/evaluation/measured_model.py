@@ -14,7 +14,7 @@ from torch import nn
 from vidrobust import checkpoint, config
 from vidrobust.data import build_records
 from vidrobust.evaluation.loading import load_method
-from vidrobust.methods import build_method
+from vidrobust.methods import build_method, options_with_labels
 from vidrobust.models import Backbone, Model, add_branches, branch_names, configured_backbone
 from vidrobust.models.branch_norm import branch_of
 from vidrobust.models.build import card_adjustment, source_backbone
@@ -48,6 +48,7 @@ class MeasuredModel:
         input: what the model expects; None for a run of this package, whose options say it.
         classes: of a run that was trained on another data set than the one it is measured on, the
             classes of its own; empty if they are unknown; None: they are those of the data set.
+        trained: configuration of the run; None for a model of another package.
     """
 
     model: Model
@@ -56,6 +57,7 @@ class MeasuredModel:
     weights_sha: str
     input: InputSpec | None = None
     classes: tuple[str, ...] | None = None
+    trained: config.Config | None = None
 
 
 def load_run(cfg: config.Config, state: dict[str, Any], classes: int) -> MeasuredModel:
@@ -72,7 +74,8 @@ def load_run(cfg: config.Config, state: dict[str, Any], classes: int) -> Measure
     sha = checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average))
     trained = checkpoint.configuration(state, "checkpoint")
     names = None if trained.data.name == cfg.data.name else _classes_of(trained.data)
-    return MeasuredModel(model, random, checkpoint_name(cfg, state), sha, classes=names)
+    name = checkpoint_name(cfg, state)
+    return MeasuredModel(model, random, name, sha, classes=names, trained=trained)
 
 
 def _classes_of(data: config.DataConfig) -> tuple[str, ...]:
@@ -122,6 +125,22 @@ def unlike_card(cfg: config.Config, measured: MeasuredModel) -> list[str]:
     return [
         f"the model's input card says {card.frames} frames of {card.size[0]} x {card.size[1]}"
         f" pixels; it is measured on {data.frames} of {data.size} x {data.size}"
+    ]
+
+
+def known_labels(cfg: config.Config, measured: MeasuredModel) -> list[str]:
+    """Return a warning, or none, of few labels for a model that was trained with more of them."""
+    trained = measured.trained
+    if not cfg.data.labels or trained is None or trained.data.name != cfg.data.name:
+        return []
+    options = options_with_labels(trained.method)
+    learned, few = ((d.labels, d.labels_seed, d.fold) for d in (trained.data, cfg.data))
+    if not options or learned == few:
+        return []
+    part = f"data.labels={trained.data.labels}" if trained.data.labels else "all labels"
+    return [
+        f"data.labels={cfg.data.labels}: the model was trained with {part} ({', '.join(options)});"
+        " its accuracy is not that of a model that has few labels"
     ]
 
 

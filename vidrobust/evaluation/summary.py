@@ -104,6 +104,8 @@ class Summary:
         median_norm: kind of threat -> median size of the smallest perturbations; None unless the
             attack finds smallest perturbations.
         attacks: names of the attacks that ran.
+        checks: number of clips of the self-checks; None without attacks, and in files of earlier
+            revisions.
         curve: accuracy under each threat.
         calibration: whether confidence matches accuracy, on clean clips and under each threat.
         warnings: reasons to doubt the numbers.
@@ -162,6 +164,7 @@ class Summary:
     suite: str | None = None
     median_norm: dict[str, float | None] | None = None
     attacks: list[str] = field(default_factory=list)
+    checks: int | None = None
     curve: list[CurvePoint]
     calibration: list[Calibration] = field(default_factory=list)
     warnings: list[str]
@@ -334,6 +337,7 @@ def add_attacks(
     if attack.suite.smallest:
         summary.median_norm = median_norms(rows, threats)
     summary.attacks = sorted({name for point in curve for name in point.passes})
+    summary.checks = min(cfg.eval.checks, len(videos))
     summary.curve = curve
     summary.calibration = calibration_of(rows, threats)
     summary.warnings += doubts + suite_warnings(rows, curve)

@@ -23,6 +23,7 @@ from vidrobust.methods.pseudo_labels import PseudoLabels, k_means
 from vidrobust.methods.registry import (
     ADVERSARIES,
     METHODS,
+    options_with_labels,
     require_branch,
     require_options,
     skips_weights,
@@ -80,6 +81,7 @@ __all__ = [
     "info_nce",
     "k_means",
     "nt_xent",
+    "options_with_labels",
     "plain",
     "require_branch",
     "require_options",

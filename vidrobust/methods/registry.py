@@ -77,6 +77,20 @@ def shows_original(options: config.AdversaryConfig) -> bool:
     return spec is not None and spec.uses_original(options)
 
 
+def options_with_labels(options: config.MethodConfig) -> list[str]:
+    """Return the options of a method by which it learns from labels, such as "method.name=supcon".
+
+    Each of them needs a label of every video.
+    """
+    rule = options.false_negatives.rule
+    needs = {
+        f"method.name={options.name}": METHODS[options.name].needs_labels(options),
+        f"method.false_negatives.rule={rule}": rule in RULES
+        and RULES[rule].needs(options.false_negatives).labels,
+    }
+    return [name for name, needed in needs.items() if needed]
+
+
 def has_key_encoder(options: config.AdversaryConfig) -> bool:
     """Return whether a momentum encoder embeds the second of two views."""
     spec = adversary_spec(options)

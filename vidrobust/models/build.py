@@ -112,8 +112,8 @@ def configured_backbone(cfg: config.ModelConfig) -> Backbone:
     )
     if cfg.drop_path >= 0 and not set_drop_path(backbone.stored, cfg.drop_path):
         raise UserError(
-            f"model.drop_path={cfg.drop_path:g}: {cfg.backbone} has no stochastic depth; leave it"
-            " at -1"
+            f"model.drop_path={cfg.drop_path:g}: {cfg.backbone} has no stochastic depth; set"
+            " model.drop_path=-1"
         )
     return backbone
 

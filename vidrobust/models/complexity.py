@@ -36,6 +36,11 @@ class Complexity:
         return f"{self.flops_per_clip / 1e9:.2g} GFLOPs per clip"
 
 
+def parameters_text(count: int) -> str:
+    """Return a number of parameters for a log line, such as "1,026 parameters"."""
+    return f"{count:,} parameters" if count < 100_000 else f"{count / 1e6:.2f} M parameters"
+
+
 def model_complexity(model: nn.Module, clip_shape: Sequence[int]) -> Complexity:
     """Count the parameters of a model, and the operations of a forward pass of one clip.
 

@@ -182,7 +182,10 @@ class DiskStore:
         return StoredFeatures(self._parts(), self.dtype)
 
     def load(self) -> list[Features]:
-        """Wait for all ranks, then return the features of each output in the order of records."""
+        """Wait for all ranks, then return the features of each output in the order of records.
+
+        It returns when every rank has read them, so that rank 0 may delete the files.
+        """
         return self.load_with_rows()[0]
 
     def load_with_rows(self) -> tuple[list[Features], list[Row]]:
@@ -197,6 +200,7 @@ class DiskStore:
                 whole[first : first + len(chunk)] = chunk
                 first += len(chunk)
             loaded.append(Features.of_rows(rows, whole))
+        distributed.patient_barrier()  # every rank has read
         return loaded, rows
 
     def close(self) -> None:

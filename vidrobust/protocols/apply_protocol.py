@@ -60,7 +60,11 @@ def run_protocol(
     if not subject.finetuned:
         return subject.measure(cfg, report, overwrite), report
     arm = Arm(cfg.data.name, cfg.protocol.name, cfg.seed, cfg, report.parents[1])
-    return run_arm(arm, overwrite=overwrite), report
+    remedy = (
+        "repeat all options of its command, attack the finished run by --checkpoint"
+        f" {arm.folder} eval.name=OTHER, or set --output-dir"
+    )
+    return run_arm(arm, overwrite=overwrite, remedy=remedy), report
 
 
 def report_folder(cfg: config.Config, subject: Subject, out: Path | None) -> Path:

@@ -150,8 +150,9 @@ def _write(
             f"Views (clips x crops) of each test video: {summary.views['representation']} for"
             f" classifiers, stages and recall, {summary.views['attack']} for the clean accuracy of"
             " attacks, robust accuracy, calibration, corruptions and shift;"
-            f" {summary.view_average} averaged. Intervals of the mean over splits by Student's t."
-            " Official splits share videos, so that their spread is not that of independent runs."
+            f" {summary.view_average} averaged. Intervals of the mean over splits by Student's t,"
+            " clipped to 0 and 100 %. Official splits share videos, so that their spread is not"
+            " that of independent runs."
         ),
         "",
         *markdown.table(titles, *(_row(key, spread) for key, spread in spreads.items())),
@@ -166,7 +167,8 @@ def _row(name: str, spread: Spread) -> Sequence[str]:
     mean, std, half = (100 * value if value is not None else None for value in _of(spread))
     assert mean is not None
     middle = f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
-    interval = "" if half is None else f"{mean - half:.1f} to {mean + half:.1f}"
+    # every measure is a fraction; Student's t over few splits is wider than its range
+    interval = "" if half is None else f"{max(0, mean - half):.1f} to {min(100, mean + half):.1f}"
     return [name, *(f"{100 * value:.1f}" for value in spread.values), middle, interval]
 
 

@@ -30,11 +30,15 @@ _FREE = (
 )
 
 
-def require_same(arm: Arm) -> None:
+def require_same(arm: Arm, remedy: str = "set --output-dir") -> None:
     """Refuse a folder that holds a run with other options.
 
     Options of the evaluation may differ if eval.name does: a trained run can be measured again
     under another name.
+
+    Args:
+        arm: the run.
+        remedy: for the message.
 
     Raises:
         UserError: with the options that differ.
@@ -52,7 +56,7 @@ def require_same(arm: Arm) -> None:
     if changed:
         raise UserError(
             f"{arm.folder} holds a run with other options (its values in brackets):"
-            f" {', '.join(changed)}; set --output-dir"
+            f" {', '.join(changed)}; {remedy}"
         )
 
 
@@ -70,7 +74,7 @@ def is_finished(arm: Arm) -> bool:
     return _summary_of(arm).is_file()
 
 
-def run_arm(arm: Arm, *, overwrite: bool = False) -> Summary:
+def run_arm(arm: Arm, *, overwrite: bool = False, remedy: str = "set --output-dir") -> Summary:
     """Train and evaluate a run, and return its summary.
 
     Finished work is not repeated: a finished run is read, and a killed one continues.
@@ -78,6 +82,7 @@ def run_arm(arm: Arm, *, overwrite: bool = False) -> Summary:
     Args:
         arm: the run.
         overwrite: delete what another run has written to its folder, and begin anew.
+        remedy: see `require_same`.
 
     Raises:
         UserError: as `require_same`, training and evaluation do.
@@ -86,7 +91,7 @@ def run_arm(arm: Arm, *, overwrite: bool = False) -> Summary:
         if overwrite and distributed.rank() == 0:
             check_output(arm.folder, resume=False, overwrite=True, cfg=arm.cfg)
         if not overwrite:
-            require_same(arm)
+            require_same(arm, remedy)
     if overwrite:
         distributed.start(arm.cfg.device)
         with distributed.main_first():

@@ -13,7 +13,7 @@ from vidrobust import checkpoint, config
 from vidrobust.checkpoint import NonFinite
 from vidrobust.data import Batch, TrainBatches, batch_loader, worker_deaths
 from vidrobust.methods import skips_weights
-from vidrobust.models.complexity import model_complexity
+from vidrobust.models.complexity import model_complexity, parameters_text
 from vidrobust.training.data_warnings import (
     UnusualVideos,
     count_bad_videos,
@@ -100,10 +100,10 @@ def _train(run: TrainingRun) -> Path:
 
 def _log_start(run: TrainingRun) -> None:
     cfg = run.cfg
-    size = sum(p.numel() for p in run.method.parameters() if p.requires_grad) / 1e6
+    size = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
     shape = (3, cfg.data.frames, cfg.data.size, cfg.data.size)
     flops = model_complexity(run.method.model, shape).text()
-    cost = f"{size:.2f} M parameters" + (f", {flops}" if flops else "")
+    cost = parameters_text(size) + (f", {flops}" if flops else "")
     log.info(
         f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone}"
         f" ({cost}) on {run.device}, steps {run.start} to {run.total}"

@@ -15,7 +15,7 @@ from vidrobust.data import (
     require_labels,
     train_dataset,
 )
-from vidrobust.methods import METHODS, RULES, Method, build_method, build_negatives
+from vidrobust.methods import Method, build_method, build_negatives, options_with_labels
 from vidrobust.models import Backbone, branch_names
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.training.auto_rate import AutoRate
@@ -139,11 +139,8 @@ def arrange(method: Method, cfg: config.TrainConfig) -> None:
 def _require_for_method(cfg: config.Config, records: list[Record], device: torch.device) -> None:
     """Raise UserError for missing labels, and for synchronised norms without GPUs."""
     options = cfg.method
-    if METHODS[options.name].needs_labels(options):
-        require_labels(records, f"method.name={options.name}")
-    rule = options.false_negatives.rule
-    if rule in RULES and RULES[rule].needs(options.false_negatives).labels:
-        require_labels(records, f"method.false_negatives.rule={rule}")
+    for option in options_with_labels(options):
+        require_labels(records, option)
     if options.norm == "sync" and distributed.world() > 1 and device.type != "cuda":
         raise UserError(f"method.norm=sync needs GPUs, and this is {device}; use shuffle or own")
 

@@ -1,4 +1,4 @@
-"""Where and when an attack changes clips: root mean square per frame, and a coarse map."""
+"""Measure when and where an attack changes clips: by frame, and as a coarse map."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ Answers = Sequence[tuple[int, int | None]]  # (true class, predicted class or No
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often videos of each class were given each class.
+    """Count how often videos of each class were given each class.
 
     Attributes:
         title: when.

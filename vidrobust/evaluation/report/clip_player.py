@@ -88,7 +88,7 @@ def shown_clips(paths: Sequence[Path], classes: Sequence[str], most: int) -> lis
         if clip:
             clips.append(clip)
             left -= clip.size
-    return sorted(clips, key=lambda clip: list(by_kind).index(clip.kind))
+    return clips
 
 
 def _shown(path: Path, classes: Sequence[str], most: int) -> ShownClip | None:

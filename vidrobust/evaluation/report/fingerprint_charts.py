@@ -19,7 +19,7 @@ _LABELS = 8  # largest number of labels below a chart
 
 @dataclass(frozen=True)
 class KindOfThreat:
-    """What a kind of threat does, at its largest budget.
+    """Show what a kind of threat does, at its largest budget.
 
     Attributes:
         threat: the largest budget.
@@ -96,7 +96,7 @@ def _breaks(points: Sequence[CurvePoint]) -> Markup:
 
 
 def _picture(place: np.ndarray) -> str:
-    """Return a map (H, W) as a small picture, in colours that all eyes tell apart."""
+    """Return a map (H, W) as a small picture, in colours that differ for all eyes."""
     from matplotlib import colormaps  # here, as its import takes a third of a second
 
     relative = place / max(float(place.max()), 1e-12)

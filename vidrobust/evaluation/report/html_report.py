@@ -13,7 +13,7 @@ from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import carry_breaks
 from vidrobust.evaluation.adversarial.suites import families
 from vidrobust.evaluation.report.class_sections import ClassSection, class_section
-from vidrobust.evaluation.report.clip_player import shown_clips
+from vidrobust.evaluation.report.clip_player import ShownClip, shown_clips
 from vidrobust.evaluation.report.corruption_viewer import corruption_viewer
 from vidrobust.evaluation.report.fingerprint_charts import fingerprints
 from vidrobust.evaluation.report.methods_text import bibtex, methods_text, used
@@ -43,16 +43,15 @@ class Baseline:
     summary: Summary
 
 
-def read_baseline(folder: Path, name: str, summary: Summary) -> Baseline:
-    """Read another evaluation of the same videos.
+def require_baseline(folder: Path, name: str) -> Path:
+    """Return the folder of another evaluation.
 
     Args:
         folder: of the evaluation, or of its run, whose evaluation of the same name is taken.
         name: of the evaluation.
-        summary: of the evaluation that it is compared with.
 
     Raises:
-        UserError: for a folder without it, and for an evaluation of other videos.
+        UserError: for a folder without it.
     """
     places = [folder, folder / "eval" / name]
     found = next((place for place in places if (place / "summary.json").is_file()), None)
@@ -61,6 +60,21 @@ def read_baseline(folder: Path, name: str, summary: Summary) -> Baseline:
             f"--baseline {folder}: holds no finished evaluation, and no eval/{name} with one; name"
             " the folder with its summary.json"
         )
+    return found
+
+
+def read_baseline(folder: Path, name: str, summary: Summary) -> Baseline:
+    """Read another evaluation of the same videos.
+
+    Args:
+        folder: as for `require_baseline`.
+        name: of the evaluation.
+        summary: of the evaluation that it is compared with.
+
+    Raises:
+        UserError: for a folder without it, and for an evaluation of other videos.
+    """
+    found = require_baseline(folder, name)
     other = read_summary(found / "summary.json")
     ours = {"videos": summary.manifest_sha, "number": summary.n, "unit": summary.unit}
     theirs = {"videos": other.manifest_sha, "number": other.n, "unit": other.unit}
@@ -100,10 +114,10 @@ def write_html(
         verdict=verdict(summary),
         warnings=summary.warnings,
         facts=_facts(out, summary),
+        chance=summary.chance,
         charts=_charts(summary, baseline),
         baseline=baseline,
-        random=_random_weights(summary),
-        clips=shown_clips(sorted((out / "clips").glob("*.npz")), classes, _CLIPS),
+        clips=_clips(out, summary, classes),
         fingerprints=fingerprints(summary.curve, rows),
         corruptions=corruption_viewer(out, summary, classes, _PICTURES),
         classes=_classes(out, summary, rows, classes, largest),
@@ -113,6 +127,13 @@ def write_html(
         environment=_environment(out),
     )
     write_page(out / "report.html", text)
+
+
+def _clips(out: Path, summary: Summary, classes: Sequence[str]) -> list[ShownClip]:
+    """Return the clips to show, in the order of the threats."""
+    clips = shown_clips(sorted((out / "clips").glob("*.npz")), classes, _CLIPS)
+    place = {threat: number for number, threat in enumerate(summary.threats)}
+    return sorted(clips, key=lambda clip: place.get(clip.threat, len(place)))
 
 
 def _attack_rows(out: Path, summary: Summary) -> list[AttackRow]:
@@ -187,6 +208,7 @@ def _charts(summary: Summary, baseline: Baseline | None) -> list[Chart]:
             lines += [
                 Line(f"{line.name}, {baseline.name}", line.points, grey=True) for line in others
             ]
+        lines += _random_weights(summary, max(p.x for line in lines for p in line.points))
         label = f"budget: {_UNITS.get(norm, 'largest L2 norm of a frame')}"
         charts.append(
             Chart(
@@ -225,15 +247,20 @@ def _point(x: float, y: float, low: float, high: float, name: str) -> Point:
     return Point(x, y, low, high, note)
 
 
-def _random_weights(summary: Summary) -> str:
-    """Return a sentence on random weights, the least that training must exceed."""
+def _random_weights(summary: Summary, largest: float) -> list[Line]:
+    """Return a level line of the probe on random weights, which training must exceed; or none.
+
+    Args:
+        summary: of the evaluation.
+        largest: where the line ends.
+    """
     random = summary.representation.get("random_probe")
     if random is None:
-        return ""
-    return (
-        f"A linear probe on random weights reaches {100 * random.acc:.1f} % without an attack,"
-        f" guessing {100 * summary.chance:.1f} %."
-    )
+        return []
+    low, high = random.ci95
+    name = "random weights, linear probe, no attack"
+    points = [_point(x, random.acc, low, high, name) for x in (0.0, largest)]
+    return [Line(name, points, grey=True)]
 
 
 # --- Classes ---

@@ -21,12 +21,15 @@ from vidrobust.evaluation.report.retrieval_tables import retrieval_lines
 from vidrobust.evaluation.report.shift_text import shift_lines
 from vidrobust.evaluation.results import classes_of
 from vidrobust.evaluation.summary import Summary, published_beside, read_summary
+from vidrobust.models.complexity import parameters_text
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import visible
 
 _FRAMES = 8  # largest number of frames in the picture of a clip
 _CLIPS = 2  # clips per kind of threat; report.html shows all that are kept
 _VISIBLE = 1e-5  # smaller changes of a pixel are rounding errors of float32
+
+_UNCHECKED = " The self-checks of the attacks were off (`eval.checks=0`)."
 
 # Value of eval.unit -> what is attacked.
 _UNITS = {
@@ -87,7 +90,43 @@ def _write_report(
     # Pictures come first, as the text links to those that exist.
     has_curve = _draw_curves(out / "curve.png", summary)
     pictures = [_draw_clip(path, classes) for path in _some_clips(out / "clips")]
-    title = f"{summary.dataset}, {summary.split}: {summary.n} videos {_done(summary)}".rstrip()
+    title = f"{summary.dataset}, {summary.split}: {_done(summary)}"
+    sections = _sections(out, summary)
+    lines = [
+        f"# {markdown.escape(title)}",
+        "",
+        (
+            f"Checkpoint: {summary.checkpoint}; norm branch {markdown.code(summary.branch)};"
+            f" chance {_percent(summary.chance)}."
+        ),
+        "",
+        *sections["model"],
+        *sections["representation"],
+        *sections["retrieval"],
+        *sections["attacks"],
+        *(["![robust accuracy](curve.png)", ""] if has_curve else []),
+        *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
+        *sections["calibration"],
+        *corruption_lines(out, summary.corruption),
+        *sections["natural"],
+        *sections["cues"],
+        *sections["geometry"],
+        *(["## Warnings", ""] if summary.warnings else []),
+        *(f"- {markdown.escape(warning)}" for warning in summary.warnings),
+    ]
+    markdown.write(out / "report.md", lines)
+    write_html(out, summary, classes, sections, baseline)
+
+
+def _sections(out: Path, summary: Summary) -> dict[str, list[str]]:
+    """Return the sections that report.md and report.html share; they also draw their pictures.
+
+    They are in the order of report.html.
+
+    Args:
+        out: folder of the evaluation.
+        summary: what it measured.
+    """
     representation = [
         "## Representation",
         "",
@@ -101,60 +140,35 @@ def _write_report(
         *representation_lines(out, summary),
         *_published_lines(summary),
     ]
-    retrieval = retrieval_lines(out, summary.retrieval)
-    attacks = _attack_lines(out, summary) if summary.curve else []
-    calibration = calibration_lines(out, summary.calibration)
-    natural = [*shift_lines(summary.shift), *open_set_lines(summary.open_set)]
-    cues = bias_lines(summary.bias)
-    geometry = geometry_lines(summary.geometry, summary.sensitivity)
-    lines = [
-        f"# {markdown.escape(title)}",
-        "",
-        (
-            f"Checkpoint: {summary.checkpoint}; norm branch {markdown.code(summary.branch)};"
-            f" chance {_percent(summary.chance)}."
-        ),
-        "",
-        *_model_lines(summary),
-        *representation,
-        *retrieval,
-        *attacks,
-        *(["![robust accuracy](curve.png)", ""] if has_curve else []),
-        *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
-        *calibration,
-        *corruption_lines(out, summary.corruption),
-        *natural,
-        *cues,
-        *geometry,
-        *(["## Warnings", ""] if summary.warnings else []),
-        *(f"- {markdown.escape(warning)}" for warning in summary.warnings),
-    ]
-    markdown.write(out / "report.md", lines)
-    sections = {
-        "cues": cues,
-        "natural": natural,
-        "geometry": geometry,
-        "representation": [*representation, *_model_lines(summary)],
-        "retrieval": retrieval,
-        "attacks": attacks,
-        "calibration": calibration,
+    return {
+        "cues": bias_lines(summary.bias),
+        "natural": [*shift_lines(summary.shift), *open_set_lines(summary.open_set)],
+        "geometry": geometry_lines(summary.geometry, summary.sensitivity),
+        "representation": representation,
+        "model": _model_lines(summary),
+        "retrieval": retrieval_lines(out, summary.retrieval),
+        "attacks": _attack_lines(out, summary) if summary.curve else [],
+        "calibration": calibration_lines(out, summary.calibration),
     }
-    write_html(out, summary, classes, sections, baseline)
 
 
 # --- Text ---
 
 
 def _done(summary: Summary) -> str:
-    """Return what was done with the videos, for the title."""
+    """Return what was done, and with how many videos, for the title."""
     done = {
         "attacked": summary.curve,
         "corrupted": summary.corruption,
         "shown without cues": summary.bias,
         "compared with another data set": summary.shift or summary.open_set,
-        "searched for": summary.retrieval,
     }
-    return " and ".join(name for name, result in done.items() if result)
+    names = " and ".join(name for name, result in done.items() if result)
+    if not summary.retrieval:
+        return f"{summary.n} videos {names}".rstrip()
+    # all test videos are queries, and not only those of eval.limit
+    retrieval = f"retrieval with {summary.retrieval.n} queries"
+    return f"{summary.n} videos {names}, {retrieval}" if names else retrieval
 
 
 def _protocol_lines(summary: Summary) -> list[str]:
@@ -174,7 +188,7 @@ def _model_lines(summary: Summary) -> list[str]:
     """Return a paragraph on size and cost of the model; none for files of earlier revisions."""
     sentences = []
     if summary.model:
-        size = f"{summary.model.parameters / 1e6:.2f} M parameters"
+        size = parameters_text(summary.model.parameters)
         cost = summary.model.text()
         sentences.append(f"Model: {size}, {cost}." if cost else f"Model: {size}.")
     if summary.input:
@@ -223,6 +237,7 @@ def _attack_lines(out: Path, summary: Summary) -> list[str]:
             f" {_percent(summary.robust_acc)} ({_percent(summary.robust_acc_uint8)} after"
             " rounding). A video broken at one budget counts as broken at larger budgets of the"
             " same threat. It is not attacked again, and its perturbation keeps its size."
+            f"{_UNCHECKED if summary.checks == 0 else ''}"
         ),
         "",
         *_median_lines(summary.median_norm),

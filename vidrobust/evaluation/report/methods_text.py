@@ -208,7 +208,7 @@ def _cues(summary: Summary, names: set[str]) -> str:
         )
     if summary.open_set:
         sentences.append(
-            "Unknown classes are told apart by the largest probability"
+            "Unknown classes are recognised by the largest probability"
             f"{cited(names, 'measure:open_set')}."
         )
     return " ".join(sentences)

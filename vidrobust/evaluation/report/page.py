@@ -68,6 +68,8 @@ def html_of(lines: Sequence[str], folder: Path) -> Markup:
     html = reader.render("\n".join(lines))
     html = html.replace("<table>", '<div class="scroll" tabindex="0"><table>')
     html = html.replace("</table>", "</table></div>")
+    # a link to a file beside the report leads nowhere once the page was sent
+    html = re.sub(r'<a href="(?!#)[^"]*">(.*?)</a>', r"\1", html)
     return Markup(re.sub(r'<img src="([^"]*)" alt="([^"]*)"\s*/?>', _inlined(folder), html))
 
 

@@ -1,0 +1,416 @@
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.pages import in_browser, needs_chromium, on_phone, outside, parsed
+from vidrobust.attacks import parse_threat
+from vidrobust.evaluation.adversarial.attack_row import AttackRow
+from vidrobust.evaluation.adversarial.broken_clips import BrokenClip, save_broken_clips
+from vidrobust.evaluation.adversarial.curve import robust_curve
+from vidrobust.evaluation.adversarial.fingerprint import (
+    change_maps,
+    change_per_frame,
+    fingerprint,
+    read_map,
+)
+from vidrobust.evaluation.natural.corruption_summary import corruption_table
+from vidrobust.evaluation.report.html_report import write_html
+from vidrobust.evaluation.report.page import LARGEST
+from vidrobust.evaluation.report.svg_charts import Line, Point, line_chart
+from vidrobust.evaluation.report.verdict import verdict
+from vidrobust.evaluation.representation.knn_and_probe import Accuracy
+from vidrobust.evaluation.summary import Summary
+
+NASTY = (
+    "<script>alert(1)</script>",
+    "a\"b'c",
+    "Ünïcødé 跳跃 🏃",
+    "x\u202ey",
+    "&amp;",
+    "{{ 7*7 }}",
+)
+THREATS = ["linf-0", "linf-1/255", "linf-2/255", "flicker-linf-8/255"]
+
+
+def _summary(classes, n, **others):
+    half = Accuracy(0.5, [0.4, 0.6], n)
+    values = {
+        "n": n,
+        "dataset": "list",
+        "split": "test",
+        "branch": "clean",
+        "views": {"attack": "1x1", "representation": "3x1"},
+        "chance": 1 / len(classes),
+        "representation": {"trained_probe": half, "random_probe": Accuracy(0.3, [0.2, 0.4], n)},
+        "failed": [],
+        "geometry": None,
+        "curve": [],
+        "warnings": [],
+        "corruption": None,
+        "manifest_sha": "m",
+    }
+    return Summary(**values | others)
+
+
+def _rows(classes, n, frames=4, seed=0):
+    """Return rows of n videos under THREATS: the class is right, and each budget breaks some."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    change = torch.rand(1, 3, frames, 20, 20, generator=torch.Generator().manual_seed(seed))
+    by_frame, by_place = change_per_frame(change)[0], change_maps(change)[0]
+    for index in range(n):
+        label = index % len(classes)
+        other = (label + 1) % len(classes)
+        clean = other if rng.random() < 0.2 else label
+        breaks = rng.integers(1, 5)  # number of the first threat that breaks it
+        for number, threat in enumerate(THREATS):
+            broken = clean != label or number >= breaks
+            killed = "clean" if clean != label else "pgd" if broken else None
+            rows.append(
+                AttackRow(
+                    index=index,
+                    uid=f"{classes[label]}/v{index}.avi",
+                    label=label,
+                    clean_pred=clean,
+                    threat=threat,
+                    eps=parse_threat(threat).eps,
+                    adv_pred=other if broken else label,
+                    robust=not broken,
+                    killed_by=killed,
+                    uint8_pred=other if broken else label,
+                    uint8_killed_by=killed,
+                    measured=0.001,
+                    in_budget=True,
+                    change_frames=by_frame,
+                    change_map=by_place,
+                )
+            )
+    return rows
+
+
+def _page(out, classes, n=20, clips=(), **others):
+    """Write report.html of rows and clips, and return its text."""
+    rows = _rows(classes, n)
+    with open(out / "results.jsonl", "w") as file:
+        file.writelines(json.dumps(row.to_json()) + "\n" for row in rows)
+    curve = robust_curve(rows, [parse_threat(name) for name in THREATS])
+    clean = sum(row.clean_right for row in rows[:: len(THREATS)]) / n
+    values = {"curve": curve, "clean_acc": clean, "threats": THREATS, "suite": "pgd-20x1"}
+    summary = _summary(classes, n, attacks=["pgd"], **values | others)
+    save_broken_clips(out / "clips", clips, 100)
+    write_html(out, summary, classes, {})
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def _clip(index, frames=4, size=16, uid="v", label=0, seed=0, device="cpu"):
+    """Return a broken clip of random pixels, of a linear model with three classes."""
+    rng = np.random.default_rng(seed + index)
+    clip = rng.integers(0, 256, (3, frames, size, size), dtype=np.uint8)
+    sign = rng.choice([-1, 1], clip.shape)
+    content = {
+        "clip": clip,
+        "adversarial": (clip / 255 + sign / 255).clip(0, 1).astype(np.float32),
+        "uid": uid,
+        "label": label,
+        "clean_pred": label,
+        "adv_pred": 1 - label % 2,
+        "threat": "linf-1/255",
+        "killed_by": "pgd",
+        "fps": 12.0,
+    }
+    return BrokenClip("linf", index, content, _mean_logits, torch.device(device))
+
+
+def _mean_logits(x):
+    mean = x.mean((1, 2, 3, 4))
+    return torch.stack([mean, 1 - mean, -mean], 1)
+
+
+def _pixels(address):
+    """Return the pixels of a sprite, (H, W, 3)."""
+    data = base64.b64decode(address.partition("base64,")[2])
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("frames", [1, 5, 64])
+def test_sprites_hold_every_pixel_of_clip_and_adversarial_clip(frames, tmp_path):
+    broken = _clip(3, frames=frames, size=15)
+    text = _page(tmp_path, ["a", "b"], clips=[broken])
+    sources = re.findall(r'<img class="sprite" src="([^"]+)"', text)
+    columns = int(re.search(r'data-columns="(\d+)"', text)[1])
+    twin = np.round(255 * broken.content["adversarial"]).astype(np.uint8)
+    for source, clip in zip(sources, (broken.content["clip"], twin), strict=True):
+        sheet = _pixels(source)
+        for t in range(frames):
+            top, left = t // columns * 15, t % columns * 15
+            cell = sheet[top : top + 15, left : left + 15]
+            assert (cell == clip[:, t].transpose(1, 2, 0)).all()
+    assert f'data-frames="{frames}"' in text
+
+
+def test_names_are_shown_and_never_read_as_markup(tmp_path):
+    classes = list(NASTY)
+    clips = [_clip(i, uid=name, label=0) for i, name in enumerate(NASTY)]
+    text = _page(tmp_path, classes, clips=clips, warnings=list(NASTY), dataset=NASTY[0])
+    tree = parsed(text)
+    shown = "".join(tree.itertext())
+    # one script of our own; what the names would add is text
+    scripts = [e.get("type") for e in tree.iter("script")]
+    assert scripts.count(None) == 1 and set(scripts) <= {None, "application/json"}
+    assert not [e for e in tree.iter() if any(str(k).startswith("on") for k in e.attrib)]
+    for name in ("<script>alert(1)</script>", "a\"b'c", "跳跃", "🏃", "&amp;", "{{ 7*7 }}"):
+        assert name in shown
+    assert "\u202e" not in text and "\\u202e" in shown
+    assert outside(text) == []
+
+
+@pytest.mark.parametrize("count", [1, 24, 400])
+def test_tables_of_classes_stay_readable(count, tmp_path):
+    classes = [f"class number {i}" for i in range(count)]
+    text = _page(tmp_path, classes, n=2 * count)
+    tree = parsed(text)
+    tables = {table.get("id"): table for table in tree.iter("table")}
+    assert len(list(tables["class-table"].iter("tr"))) == count + 1
+    matrices = [table for table in tree.iter("table") if table.get("class") == "matrix"]
+    assert len(matrices) == (2 if count <= 24 else 0)
+    # of many classes, pairs take the place of a matrix of 160,000 cells
+    assert ("pair-table" in tables) == (count > 24)
+    assert len(text) < 400_000
+
+
+def test_the_file_stays_within_its_budget_whatever_was_measured(tmp_path):
+    clips = [_clip(0, frames=64, size=112)]
+    clips += [_clip(i, frames=2, size=112, label=i % 2) for i in range(1, 24)]
+    text = _page(tmp_path, [f"c{i}" for i in range(101)], n=5000, clips=clips)
+    assert len(text.encode()) < LARGEST
+    shown = text.count('class="clip"')
+    assert 5 < shown < 24
+    # the clip of 64 frames, 5 MB of noise, is shown with fewer, which the page says
+    assert re.search(r"\d+ of 64 frames shown", text)
+
+
+def test_what_the_page_counts_is_what_the_rows_say(tmp_path):
+    text = _page(tmp_path, ["a", "b", "c"], n=30)
+    rows = _rows(["a", "b", "c"], 30)
+    for label, name in enumerate("abc"):
+        of_class = [r for r in rows if r.label == label and r.threat == "linf-1/255"]
+        right = sum(r.clean_pred == label for r in of_class) / len(of_class)
+        kept = sum(r.robust for r in of_class) / len(of_class)
+        cells = f">{name}</td>\\s*<td[^>]*>10</td>\\s*<td[^>]*>{100 * right:.1f} %</td>"
+        threat = re.search(r"under (\S+)</button>", text)[1]
+        if threat == "linf-1/255":
+            cells += f"\\s*<td[^>]*>{100 * kept:.1f} %</td>"
+        assert re.search(cells, text)
+    n_first = sum(not r.robust and r.killed_by != "clean" for r in rows if r.threat == "linf-1/255")
+    assert f"{n_first} of 30 videos break first at linf-1/255" in text
+
+
+def test_an_evaluation_without_attacks_has_a_page(tmp_path):
+    write_html(tmp_path, _summary(["a"], 9), ["a"], {"representation": ["## Representation"]})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    parsed(text)
+    assert "Of 9 videos, 50 % are classified rightly." in text and "<h2>Representation" in text
+
+
+def test_corruptions_show_a_video_at_each_severity(tmp_path):
+    rows = []
+    for index in range(2):
+        for name, severities in (("clean", [0]), ("fog", [1, 5])):
+            kind = "corruption"
+            predicted = [1] * len(severities)
+            row = {"index": index, "uid": f"v{index}", "label": index, "kind": kind, "name": name}
+            rows.append(row | {"severities": severities, "predicted": predicted, "error": None})
+    with open(tmp_path / "corruptions.jsonl", "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "corrupted").mkdir()
+    for name in ("clean-0", "fog-1", "fog-5"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"corrupted/{name}.webp")
+    table = replace(corruption_table(rows, [1, 5], ["a", "b"]), place="view", views="1x1")
+    write_html(tmp_path, _summary(["a", "b"], 2, corruption=table), ["a", "b"], {})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    tree = parsed(text)
+    buttons = [b.get("data-picture") for b in tree.iter("button") if b.get("data-picture")]
+    assert buttons == ["fog-1", "fog-5"] and "50.0" in text
+    pictures = next(e for e in tree.iter("script") if e.get("id") == "corrupted-pictures")
+    assert {key: value[1] for key, value in json.loads(pictures.text).items()} == {
+        "clean-0": "b",
+        "fog-1": "b",
+        "fog-5": "b",
+    }
+    (tmp_path / "report.html").unlink()
+    write_html(tmp_path, _summary(["a", "b"], 2, corruption=table), ["a", "b"], {})
+
+
+# --- Numbers behind the page ---
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 20, 33), (1, 3, 5, 16, 16), (2, 3, 70, 40, 17)])
+def test_when_and_where_a_clip_changed(shape):
+    change = torch.randn(shape, generator=torch.Generator().manual_seed(1)) / 50
+    frames, maps = change_per_frame(change), change_maps(change)
+    for i in range(shape[0]):
+        squares = [float((change[i, :, t] ** 2).mean()) for t in range(shape[2])]
+        if shape[2] <= 32:
+            assert np.allclose(frames[i], np.sqrt(squares), rtol=1e-3)
+        assert len(frames[i]) == min(shape[2], 32)
+        # parts of unequal length overlap by a frame at most, so that the energy is about kept
+        assert np.isclose(np.mean(np.square(frames[i])), np.mean(squares), rtol=0.05)
+        place = read_map(maps[i])
+        height, width = shape[3:]
+        for row in range(16):
+            for column in range(16):
+                top, bottom = row * height // 16, -(-(row + 1) * height // 16)
+                left, right = column * width // 16, -(-(column + 1) * width // 16)
+                cell = change[i, :, :, top:bottom, left:right].abs().mean()
+                assert abs(place[row, column] - float(cell)) <= place.max() / 255
+
+
+def test_a_fingerprint_leaves_out_videos_that_are_not_attacked():
+    rows = _rows(["a", "b"], 10)
+    one = [row for row in rows if row.threat == "linf-2/255"]
+    wrong = [replace(row, killed_by="clean", change_frames=[9.0] * 4) for row in one[:3]]
+    attacked = [replace(row, killed_by="pgd") for row in one[3:]]
+    found = fingerprint([*wrong, *attacked])
+    assert found.n == 7 and np.allclose(found.frames, attacked[0].change_frames)
+    assert fingerprint(wrong) is None
+
+
+def test_source_videos_of_any_length_share_a_fingerprint():
+    rows = [replace(row, killed_by="pgd") for row in _rows(["a"], 2) if row.threat == "linf-2/255"]
+    long, short = replace(rows[0], change_frames=[1.0, 2.0, 3.0]), replace(rows[1])
+    short = replace(short, change_frames=[1.0, 3.0])
+    # the middle of the short one lies between its ends, in energy
+    expected = np.sqrt([1.0, (4 + 5) / 2, 9.0])
+    assert np.allclose(fingerprint([long, short]).frames, expected)
+
+
+def test_confidence_by_frame_is_that_of_a_clip_filled_by_the_frame(tmp_path):
+    broken = _clip(1, frames=40)
+    save_broken_clips(tmp_path, [broken], 1)
+    with np.load(tmp_path / "linf-000001.npz") as saved:
+        content = dict(saved)
+    assert len(content["frames"]) == 32 and content["frames"][-1] == 39
+    for name, clip in (("clean", content["clip"] / 255), ("adv", content["adversarial"])):
+        for t, both in zip(content["frames"], content[f"{name}_by_frame"], strict=True):
+            mean = clip[:, t].mean()
+            expected = np.exp([mean, 1 - mean]) / np.exp([mean, 1 - mean, -mean]).sum()
+            assert np.allclose(both, expected, atol=1e-5)
+
+
+def test_kept_clips_are_of_many_classes(tmp_path):
+    """Videos come sorted by class: the first ones alone would all be of the first class."""
+    for index in range(12):
+        save_broken_clips(tmp_path, [_clip(index, label=index // 4)], 3)
+    labels = []
+    for path in sorted(tmp_path.glob("*.npz")):
+        with np.load(path) as saved:
+            labels.append(int(saved["label"]))
+    assert labels == [0, 1, 2]
+
+
+def test_a_line_chart_draws_points_where_they_belong():
+    points = [Point(0, 1.0, 0.9, 1.0, "a"), Point(4, 0.5, 0.4, 0.6, "<b>")]
+    chart = str(line_chart([Line("x", points)], "budget", "accuracy", "t"))
+    parsed(f"<!doctype html><html><head><title>t</title></head><body>{chart}</body></html>")
+    assert 'points="46.0,14.0 506.0,135.0"' in chart and "&lt;b&gt;" in chart
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "Of 40 videos, 78 % are classified rightly; 0 % still are when every pixel may move"),
+        ({"curve": []}, "Of 40 videos, 78 % are classified rightly."),
+        ({"curve": [], "clean_acc": None}, "Of 40 videos, 50 % are classified rightly."),
+    ],
+)
+def test_the_verdict_says_the_numbers_in_words(changes, expected):
+    curve = [
+        robust_curve([replace(row, robust=False) for row in _rows(["a", "b"], 40)], [threat])[0]
+        for threat in map(parse_threat, ("linf-0", "linf-1/255"))
+    ]
+    values = {"curve": curve, "clean_acc": 0.78}
+    assert verdict(_summary(["a", "b"], 40, **values | changes)).startswith(expected)
+
+
+# --- In a browser ---
+
+
+@needs_chromium
+def test_controls_work_in_a_browser(tmp_path):
+    clips = [_clip(i, frames=5, label=i % 2, uid=f"v{i}") for i in range(4)]
+    _page(tmp_path, ["a", "b"], n=40, clips=clips)
+    answer = in_browser(
+        tmp_path / "report.html",
+        """
+        await settled(() => document.querySelectorAll(".clip[data-ready]").length === 4);
+        const clip = document.querySelector(".clip");
+        const pixel = (i) => {
+            const context = clip.querySelectorAll("canvas")[i].getContext("2d");
+            return [...context.getImageData(3, 2, 1, 1).data];
+        };
+        const slider = clip.querySelector(".frame");
+        slider.value = 3; slider.dispatchEvent(new Event("input"));
+        const gain = clip.querySelector(".gain");
+        gain.value = 10; gain.dispatchEvent(new Event("input"));
+        const frame = [0, 1, 2].map(pixel);
+        const paused = clip.querySelector(".play").textContent;
+        clip.querySelector(".play").click();
+        const playing = clip.querySelector(".play").textContent;
+        const choose = (key, value) => {
+            const field = document.querySelector(`.clip-filter[data-key=${key}]`);
+            field.value = value; field.dispatchEvent(new Event("change"));
+        };
+        const visible = () => document.querySelectorAll(".clip:not([hidden])").length;
+        choose("true", "a");
+        const filtered = [visible(), document.getElementById("clip-count").textContent];
+        choose("true", "");
+        document.querySelector('.to-clips[data-true="b"]').click();
+        const linked = visible();
+        const button = document.querySelectorAll("#class-table th button")[2];
+        const rows = document.querySelector("#class-table tbody").rows;
+        const column = () => [...rows].map((row) => Number(row.cells[2].dataset.value));
+        button.click(); const down = column();
+        button.click(); const up = column();
+        return {frame, paused, playing, filtered, linked, down, up,
+                wide: document.documentElement.scrollWidth <= innerWidth};
+        """,
+        tmp_path,
+    )
+    first = clips[0].content
+    original = first["clip"][:, 3, 2, 3].astype(int)
+    twin = np.round(255 * first["adversarial"][:, 3, 2, 3]).astype(int)
+    difference = (128 + 10 * (twin - original)).clip(0, 255)
+    for shown, expected in zip(answer["frame"], (original, twin, difference), strict=True):
+        assert shown[:3] == expected.tolist()
+    assert (answer["paused"], answer["playing"]) == ("play", "pause")
+    assert answer["filtered"] == [2, "2 clips"] and answer["linked"] == 2
+    assert answer["down"] == sorted(answer["down"], reverse=True)
+    assert answer["up"] == sorted(answer["up"]) and answer["wide"]
+
+
+@needs_chromium
+def test_a_phone_shows_the_page_without_scrolling_sideways(tmp_path):
+    names = [f"class with a long name {i} " + "x" * 60 for i in range(20)]
+    _page(tmp_path, names, n=40, clips=[_clip(0, uid="y" * 200)], warnings=["z" * 300])
+    answer = in_browser(
+        on_phone(tmp_path / "report.html", tmp_path),
+        """
+        const frame = document.querySelector("iframe");
+        await settled(() => frame.contentDocument.querySelector(".clip[data-ready]"));
+        const inner = frame.contentDocument;
+        const hidden = (e) => e.closest(".scroll, .skip, [hidden]");
+        const wide = [...inner.querySelectorAll("main *")].filter(
+            (e) => !hidden(e) && e.getBoundingClientRect().right > 391);
+        return {wide: wide.map((e) => e.outerHTML.slice(0, 80)),
+                fits: inner.documentElement.scrollWidth <= inner.documentElement.clientWidth};
+        """,
+        tmp_path,
+    )
+    assert answer == {"wide": [], "fits": True}

@@ -1,0 +1,75 @@
+import re
+
+import pytest
+
+from tests.evaluation.report.test_html_report import _rows, _summary
+from tests.helpers import REPO
+from vidrobust.attacks import ATTACKS, parse_threat
+from vidrobust.corruptions import BENCHMARKS
+from vidrobust.evaluation.adversarial.curve import robust_curve
+from vidrobust.evaluation.adversarial.suites import SUITES
+from vidrobust.evaluation.report.methods_text import bibtex, methods_text, references, used
+from vidrobust.evaluation.representation.protocols import PROTOCOLS
+
+
+def _documented():
+    """Return key -> (title, arXiv number or "") of docs/references.md."""
+    rows = {}
+    for line in (REPO / "docs/references.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if len(cells) == 4:
+            number = re.match(r"\[([\d.]+)\]", cells[2])
+            rows[cells[0]] = (cells[1], number[1] if number else "")
+    return rows
+
+
+def test_entries_agree_with_the_documented_references():
+    documented = _documented()
+    keys = [each.key for each in references()]
+    assert len(set(keys)) == len(keys) > 40
+    for each in references():
+        title, number = documented[each.cites]
+        assert f"title = {{{{{title}}}}}" in each.text
+        assert not number or f"eprint = {{{number}}}" in each.text
+        assert each.text.count("{") == each.text.count("}") and "uses =" not in each.text
+
+
+def test_everything_that_an_evaluation_names_has_a_reference():
+    sourced = frozenset().union(*(each.uses for each in references()))
+    own_sets = {"quick", "all"}
+    named = {f"attack:{name}" for name in ATTACKS}
+    named |= {f"suite:{name}" for name, kind in SUITES.items() if name != kind}
+    named |= {f"corruptions:{name}" for name in BENCHMARKS if name not in own_sets}
+    named |= {f"protocol:{name}" for name in PROTOCOLS}
+    assert not named - sourced
+
+
+def test_the_bibtex_is_of_what_was_used_and_of_nothing_else():
+    summary = _summary(["a", "b"], 9, protocol="knn")
+    keys = set(re.findall(r"@\w+\{(\w+),", bibtex(used(summary))))
+    assert keys == {"wilson1927probable", "wu2018unsupervised"}
+    text = " ".join(methods_text(summary))
+    cited = {key for group in re.findall(r"\\cite\{([^}]*)\}", text) for key in group.split(",")}
+    assert cited == keys and "attack" not in text
+
+
+@pytest.mark.parametrize(
+    ("attacks", "suite", "expected"),
+    [
+        (["pgd"], "pgd-20x1", {"madry"}),
+        (["apgd-ce", "apgd-t", "fab-t", "square"], "autoattack", {"croce", "andriushchenko"}),
+    ],
+)
+def test_an_attacked_evaluation_cites_its_attacks(attacks, suite, expected):
+    points = robust_curve(_rows(["a", "b"], 9), [parse_threat("linf-1/255")])
+    summary = _summary(
+        ["a", "b"], 9, curve=points, attacks=attacks, suite=suite, threats=["linf-1/255"]
+    )
+    keys = set(re.findall(r"@\w+\{(\w+),", bibtex(used(summary))))
+    families = {re.match("[a-z]+", key)[0] for key in keys}
+    assert families >= expected and ("madry" in families) == ("pgd" in attacks)
+    text = " ".join(methods_text(summary))
+    assert suite in text and "linf-1/255" in text
+    # the text cites nothing that the BibTeX does not have
+    cited = {key for group in re.findall(r"\\cite\{([^}]*)\}", text) for key in group.split(",")}
+    assert cited <= keys
