@@ -24,6 +24,7 @@ _FREE = (
     "protocol.splits=",
     "data.workers=",
     "data.timeout_s=",
+    "eval.pictures=",
     "train.checkpoint_every=",
     "train.log_every=",
     "device=",
