@@ -44,6 +44,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "corruption",
         "measures",
         "retrieval",
+        "leaderboard",
         "evaluation",
     ),
     "Data": ("data", "decoding", "datasets/"),

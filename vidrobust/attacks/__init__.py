@@ -13,6 +13,7 @@ eval mode. A loss is any callable x -> (B,); `Misclassify` is a classifier's.
 from vidrobust.attacks.apgd import apgd, apgd_t
 from vidrobust.attacks.ball import Ball, make_ball, project
 from vidrobust.attacks.bpda import BPDA
+from vidrobust.attacks.costs import Cost, largest_cost
 from vidrobust.attacks.feature_losses import (
     impersonate,
     leave_neighbors,
@@ -76,6 +77,7 @@ __all__ = [
     "VERSIONS",
     "BadSamples",
     "Ball",
+    "Cost",
     "Loss",
     "Misclassify",
     "Outcome",
@@ -105,6 +107,7 @@ __all__ = [
     "frame_saliency",
     "geo_trap",
     "impersonate",
+    "largest_cost",
     "leave_neighbors",
     "make_ball",
     "measure",

@@ -13,7 +13,7 @@ from vidrobust.attacks.threat import ThreatModel
 
 # L1 runs in three phases (Croce and Hein 2021): the budget of each phase, as a multiple of eps,
 # and the fraction of the steps that it takes. Only results of the last one are within the budget.
-_L1_PHASES = ((3, 0.3), (2, 0.3), (1, 0.4))
+L1_PHASES = ((3, 0.3), (2, 0.3), (1, 0.4))
 
 
 def apgd(
@@ -131,9 +131,9 @@ def _run_from_random_start(search: Search, steps: int, rho: float) -> None:
         _ascend(search, search.ball.random(search.generator), steps, rho)
         return
     eps = search.ball.eps
-    first_factor = _L1_PHASES[0][0]
+    first_factor = L1_PHASES[0][0]
     delta = search.ball.with_eps(first_factor * eps).random(search.generator)
-    for factor, fraction in _L1_PHASES:
+    for factor, fraction in L1_PHASES:
         # No sample leaves before the last phase, as nothing outside the budget is kept. So the
         # rows of eps and of the ball are still the same samples.
         search.ball = search.ball.with_eps(factor * eps)

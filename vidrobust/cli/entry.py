@@ -1,10 +1,14 @@
 """Start a command: install signal handlers, then import what it needs, which is slow."""
 
+import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from vidrobust import __version__
+from vidrobust.utils.errors import UserError
 from vidrobust.utils.stopping import exit_on_stop_signals
+from vidrobust.utils.text import visible
 
 # command of `vidrobust COMMAND` -> its module in this folder, and its file in tools/
 COMMANDS = {
@@ -14,12 +18,16 @@ COMMANDS = {
     "predict": "predict",
     "study": "study",
     "compare": "compare",
+    "leaderboard": "leaderboard",
+    "status": "status",
     "prepare": "prepare",
     "benchmark": "benchmark",
     "visualize": "visualize",
 }
 # tools for developers of the package, which do not use its options
 _DEVELOPER_TOOLS = ("soak", "mutate", "document")
+# commands that start at once, as they need neither torch nor the data-loading processes
+_WITHOUT_TORCH = ("status",)
 
 
 def main() -> None:
@@ -47,4 +55,19 @@ def run_tool(name: str) -> None:
         return
     exit_on_stop_signals()  # before the imports below, which take seconds
     tool = import_module(f"vidrobust.cli.{name}")
+    if name in _WITHOUT_TORCH:
+        _run_without_torch(tool.main)
+        return
     import_module("vidrobust.cli.common").run(tool.main)
+
+
+def _run_without_torch(main: Callable[[], None]) -> None:
+    """Run a tool's `main`; a mistake of the user is one line on stderr and status 1."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {visible(error)}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -11,6 +11,7 @@ configuration.
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from vidrobust.study import (
 from vidrobust.study.plan import chosen
 from vidrobust.study.run import is_finished
 from vidrobust.utils import distributed
+from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 
@@ -62,6 +64,7 @@ def main() -> None:
         return
     start_logging(None, quiet=not common.is_main())
     distributed.start(runs[0].cfg.device)
+    _write_plan(all_runs, out)
     failed = []
     unwritten = ""
     extra = [ending for ending, is_wanted in (("csv", args.csv), ("tex", args.latex)) if is_wanted]
@@ -113,6 +116,20 @@ def arguments() -> argparse.Namespace:
     if any("=" not in word for word in args.data):
         raise UserError(f"--data {' '.join(args.data)}: write NAME=FOLDER")
     return args
+
+
+def _write_plan(runs: Sequence[Arm], out: Path) -> None:
+    """Write which runs the study has, so that `vidrobust status` shows how far it is.
+
+    Args:
+        runs: all runs of the study.
+        out: folder of the study.
+    """
+    with distributed.together():
+        if common.is_main():
+            folders = [str(run.folder.relative_to(out)) for run in runs]
+            with replacing(out / "plan.json") as file:
+                file.write((json.dumps({"runs": folders}, indent=2) + "\n").encode())
 
 
 def _is_in(part: Study, run: Arm) -> bool:

@@ -22,7 +22,7 @@ from vidrobust.utils.logging import log
 
 _SPLIT = "{split}"  # in --checkpoint
 # options of an evaluation that belong to the weights of the run, and not to a finetuned model
-_OF_WEIGHTS = ("name", "branch", "average", "classifier", "precise_bn")
+_OF_WEIGHTS = ("name", "branch", "average", "classifier", "precise_bn", "card")
 
 
 def asked_splits(args: argparse.Namespace) -> list[int]:
@@ -94,7 +94,9 @@ def subject_of(args: argparse.Namespace, split: int | None = None) -> tuple[conf
         trained = checkpoint.configuration(state, str(args.checkpoint))
     return cfg, Subject(
         folder,
-        lambda cfg, out, overwrite: evaluate(cfg, state, out, overwrite=overwrite),
+        lambda cfg, out, overwrite: evaluate(
+            cfg, state, out, overwrite=overwrite, only_estimate=args.estimate
+        ),
         trained,
         trains,
     )
@@ -116,7 +118,12 @@ def _source(args: argparse.Namespace, *, trains: bool) -> tuple[config.Config, S
     return cfg, Subject(
         folder,
         lambda cfg, out, overwrite: evaluate_source(
-            cfg, args.model, args.weights, out, overwrite=overwrite
+            cfg,
+            args.model,
+            args.weights,
+            out,
+            overwrite=overwrite,
+            only_estimate=args.estimate,
         ),
         finetuned=trains,
     )

@@ -8,18 +8,32 @@ The configuration is that of the checkpoint, or of the model's input card. Optio
 """
 
 import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from vidrobust import config
 from vidrobust.cli import common
 from vidrobust.cli.subject import asked_splits, check_protocol_options, subject_of
 from vidrobust.evaluation import require_baseline, rewrite_report
-from vidrobust.evaluation.summary import Summary
+from vidrobust.evaluation.accuracy_limits import (
+    accuracies,
+    below,
+    expected_names,
+    parse_percents,
+    require_names,
+)
+from vidrobust.evaluation.adversarial.cost_estimate import OnlyEstimated
+from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.protocols import Subject, report_folder, run_protocol, run_splits
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
+from vidrobust.utils.stopping import EXIT_BELOW
+
+_FAIL_UNDER = "--fail-under"
 
 
 def main() -> None:
@@ -38,32 +52,69 @@ def main() -> None:
         help="only write the report of a finished evaluation again",
     )
     parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="measure the representation, print what the attacks will cost, and stop; without"
+        " --estimate the same command continues",
+    )
+    parser.add_argument(
         "--baseline",
         type=Path,
         metavar="RUN",
         help="another evaluation of the same videos, shown in grey in report.html: its folder, or"
         " that of its run",
     )
+    parser.add_argument(
+        _FAIL_UNDER,
+        action="append",
+        default=[],
+        metavar="THREAT=PERCENT[,...]",
+        help=f"exit with status {EXIT_BELOW} if an accuracy is below: of a threat of eval.threats,"
+        " of clean, or of mpc, such as linf-1/255=45,clean=80; may be repeated",
+    )
     args = common.parsed(parser)
     start_logging(None, quiet=not common.is_main())
     splits = asked_splits(args)
+    limits = parse_percents(
+        [item for words in args.fail_under for item in words.split(",")], _FAIL_UNDER
+    )
     cfg, subject = subject_of(args, splits[0] if splits else None)
     if common.print_config(args, cfg):
         return
     check_protocol_options(args, cfg)
+    _check_flags(args, subject, splits)
+    if not args.report_only:
+        require_names(limits, expected_names(cfg), _FAIL_UNDER)
+    try:
+        folder, values = _measured(args, cfg, subject, splits)
+    except OnlyEstimated as estimate:
+        if common.is_main():
+            print(estimate)
+        return
+    log.info(f"report: {folder / 'report.md'}")
+    _exit_below(values, limits)
+
+
+def _measured(
+    args: argparse.Namespace, cfg: config.Config, subject: Subject, splits: Sequence[int]
+) -> tuple[Path, dict[str, float]]:
+    """Do what the command line asks for.
+
+    Args:
+        args: of the command line.
+        cfg: the configuration.
+        subject: the model.
+        splits: official splits that are measured one after the other; none: data.fold alone.
+
+    Returns:
+        (folder of the report, name -> accuracy, the mean over splits).
+    """
     out = args.output_dir
-    if splits and args.report_only:
-        raise UserError(
-            "--report-only: writes one report; name it by eval.name and data.fold in place of"
-            " protocol.splits"
-        )
-    if splits and args.baseline:
-        raise UserError("--baseline: goes with one evaluation, not with protocol.splits")
     if splits:
         folder = out or _splits_folder(cfg, subject)
-        run_splits(cfg, partial(_measure_split, args), folder)
-        log.info(f"report: {folder / 'report.md'}")
-        return
+        found: list[dict[str, float]] = []
+        run_splits(cfg, partial(_measure_split, args, found), folder)
+        return folder, {key: fmean(each[key] for each in found) for key in found[0]}
     if args.baseline:
         require_baseline(args.baseline, cfg.eval.name)
     # from the results in the folder, without attacks
@@ -72,8 +123,50 @@ def main() -> None:
     else:
         _, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
     if (args.report_only or args.baseline) and common.is_main():
-        rewrite_report(folder, args.baseline)
-    log.info(f"report: {folder / 'report.md'}")
+        rewrite_report(folder, args.baseline, cfg.eval.card)
+    return folder, accuracies(read_summary(folder / "summary.json"))
+
+
+def _exit_below(values: Mapping[str, float], limits: Mapping[str, float]) -> None:
+    """End the process with EXIT_BELOW if an accuracy is below its limit.
+
+    Args:
+        values: name -> accuracy.
+        limits: name -> smallest accuracy that passes.
+
+    Raises:
+        UserError: for a limit of an accuracy that was not measured.
+    """
+    require_names(limits, values, _FAIL_UNDER)
+    lines = below(values, limits)
+    for line in lines:
+        log.error(f"{_FAIL_UNDER}: {line}")
+    if lines:
+        sys.exit(EXIT_BELOW)
+
+
+def _check_flags(args: argparse.Namespace, subject: Subject, splits: Sequence[int]) -> None:
+    """Refuse --report-only, --baseline and --estimate where they have no meaning.
+
+    Args:
+        args: of the command line.
+        subject: the model.
+        splits: of protocol.splits.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if splits and args.report_only:
+        raise UserError(
+            "--report-only: writes one report; name it by eval.name and data.fold in place of"
+            " protocol.splits"
+        )
+    if splits and args.baseline:
+        raise UserError("--baseline: goes with one evaluation, not with protocol.splits")
+    if args.estimate and (splits or args.report_only):
+        raise UserError("--estimate: give it without --report-only and protocol.splits")
+    if args.estimate and subject.finetuned:
+        raise UserError("--estimate: this protocol trains first; estimate with the trained run")
 
 
 def _splits_folder(cfg: config.Config, subject: Subject) -> Path:
@@ -81,15 +174,20 @@ def _splits_folder(cfg: config.Config, subject: Subject) -> Path:
     return subject.folder / "eval" / f"{cfg.eval.name}_splits"
 
 
-def _measure_split(args: argparse.Namespace, split: int) -> tuple[Summary, Path]:
+def _measure_split(
+    args: argparse.Namespace, found: list[dict[str, float]], split: int
+) -> tuple[Summary, Path]:
     """Apply the protocol to one split, whose number ends the name of its folder.
 
     Args:
         args: of the command line.
+        found: gets the accuracies.
         split: number of the split.
     """
     cfg, subject = subject_of(args, split)
     log.info(f"split {split} of {cfg.data.name}")
     cfg = replace(cfg, eval=replace(cfg.eval, name=f"{cfg.eval.name}_split{split}"))
     out = args.output_dir / f"split{split}" if args.output_dir else None
-    return run_protocol(cfg, subject, out, overwrite=args.overwrite)
+    summary, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
+    found.append(accuracies(summary))
+    return summary, folder

@@ -18,6 +18,7 @@ from vidrobust.config.load import (
 from vidrobust.config.options import (
     AdversaryConfig,
     AugmentConfig,
+    CardConfig,
     Config,
     CorruptionConfig,
     DataConfig,
@@ -38,6 +39,7 @@ from vidrobust.config.options import (
 __all__ = [
     "AdversaryConfig",
     "AugmentConfig",
+    "CardConfig",
     "Config",
     "CorruptionConfig",
     "DataConfig",

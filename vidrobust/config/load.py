@@ -17,7 +17,13 @@ from typing import Any
 
 from vidrobust.config.find import find_config, protocol_file
 from vidrobust.config.interpolation import MAX_TEXT, References
-from vidrobust.config.options import Config, InputConfig, OpenSetConfig, ProtocolConfig
+from vidrobust.config.options import (
+    CardConfig,
+    Config,
+    InputConfig,
+    OpenSetConfig,
+    ProtocolConfig,
+)
 from vidrobust.config.validate import check_together
 from vidrobust.config.yaml_text import dump_yaml, parse_yaml, read_page
 from vidrobust.utils.errors import UserError, nearest
@@ -227,8 +233,11 @@ _ADDED_LATER: dict[str, object] = {
     "optim.patience": 0.75,
     "optim.auto_threats": [],
     "train.measured": 0,
+    "train.shown_clips": 3,
+    "eval.embeddings": 500,
     **{f"eval.open_set.{key}": value for key, value in vars(OpenSetConfig()).items()},
     **{f"protocol.{key}": value for key, value in vars(ProtocolConfig()).items()},
+    **{f"eval.card.{key}": value for key, value in vars(CardConfig()).items()},
 }
 
 

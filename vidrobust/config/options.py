@@ -850,6 +850,13 @@ class TrainConfig:
         " which training measures accuracies; 0: all",
         low=0,
     )
+    shown_clips: int = option(
+        3,
+        "number of clips that TensorBoard shows now and then, with their views and adversarial"
+        " views; 0: none",
+        low=0,
+        high=8,
+    )
 
 
 @dataclass
@@ -904,6 +911,26 @@ class OpenSetConfig:
     )
     root: str = option("", "folder of that data set; empty: data.root")
     fold: int = option(1, "official split of that data set", low=1)
+
+
+@dataclass
+class CardConfig:
+    """Options `eval.card.*`: what card.json says of a model that no measurement shows."""
+
+    name: str = option("", "name of the model on leaderboards; empty: as card.json already has it")
+    authors: str = option("", "authors of the model; empty: as card.json already has them")
+    venue: str = option("", "where it is published, such as 'CVPR 2025'; empty: as before")
+    link: str = option("", "https address of the paper or its code; empty: as before")
+    additional_data: str = option(
+        "",
+        "training data other than that of data.name, such as 'Kinetics-400'; none: no other data;"
+        " empty: as before",
+    )
+    reported: list[str] = option(
+        [],
+        "accuracies that the authors report, in per cent: [clean=91.5,linf-1/255=45] (also mpc);"
+        " empty: as before",
+    )
 
 
 @dataclass
@@ -1033,9 +1060,17 @@ class EvalConfig:
         " patch, patch_frames, tube, texture, shuffle, freeze, loop, reverse, tube_shuffle,"
         " background, motion, conflict, swapped, swapped_frozen; empty: none",
     )
+    embeddings: int = option(
+        500,
+        "number of test videos, evenly spaced, whose features TensorBoard's projector shows; 0:"
+        " none",
+        low=0,
+        high=5000,
+    )
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     shift: ShiftConfig = field(default_factory=ShiftConfig)
     open_set: OpenSetConfig = field(default_factory=OpenSetConfig)
+    card: CardConfig = field(default_factory=CardConfig)
 
 
 @dataclass

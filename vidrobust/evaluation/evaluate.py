@@ -31,9 +31,15 @@ from vidrobust.data import (
     write_chosen,
 )
 from vidrobust.evaluation.adversarial.attack_settings import AttackSettings, check_suite
+from vidrobust.evaluation.adversarial.cost_estimate import (
+    LEAST_S,
+    OnlyEstimated,
+    estimate_attacks,
+    videos_left,
+)
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.rows import evaluate_robust, without
-from vidrobust.evaluation.adversarial.targets import clip_units
+from vidrobust.evaluation.adversarial.targets import Unit, clip_units, video_units
 from vidrobust.evaluation.loading import build_lists, make_norms_precise
 from vidrobust.evaluation.measured_model import (
     MeasuredModel,
@@ -60,7 +66,9 @@ from vidrobust.evaluation.natural.corruption_summary import (
 from vidrobust.evaluation.natural.open_set import OpenSet, evaluate_open_set, unknown_records
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.own_head import Head, own_head
+from vidrobust.evaluation.report.card import check_card_options, write_card
 from vidrobust.evaluation.report.markdown import write_report
+from vidrobust.evaluation.report.projector import write_projector
 from vidrobust.evaluation.representation.class_accuracy import (
     write_class_tables,
     write_precision_table,
@@ -80,7 +88,13 @@ from vidrobust.evaluation.representation.multi_label import (
 from vidrobust.evaluation.representation.protocol_spec import FitInputs, Fitted
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sensitivity_of
-from vidrobust.evaluation.results import claim, decoding_failures, identify, model_faults
+from vidrobust.evaluation.results import (
+    claim,
+    decoding_failures,
+    identify,
+    model_faults,
+    read_checks,
+)
 from vidrobust.evaluation.retrieval_protocol import NAME as RETRIEVAL
 from vidrobust.evaluation.retrieval_protocol import check_retrieval, evaluate_retrieval
 from vidrobust.evaluation.retrieval_summary import RetrievalTable
@@ -126,6 +140,7 @@ class _Evaluation:
         out: the folder.
         device: device of the models.
         identity: step and hash of the checkpoint, kept with rows.
+        only_estimate: end where the cost of the attacks is known.
     """
 
     cfg: config.Config
@@ -138,11 +153,17 @@ class _Evaluation:
     out: Path
     device: torch.device
     identity: str
+    only_estimate: bool = False
 
     @property
     def indices(self) -> list[int]:
         """Test videos that are attacked and corrupted."""
         return evenly(len(self.test), self.cfg.eval.limit)
+
+    @property
+    def attacks_classifier(self) -> bool:
+        """True if the classifier is attacked; the protocol "retrieval" attacks features."""
+        return bool(self.attack.threats) and self.cfg.protocol.name != RETRIEVAL
 
     def settings(self, predict: Predict) -> MeasureSettings:
         """Return how a classifier is measured."""
@@ -160,7 +181,12 @@ class _Evaluation:
 
 
 def evaluate(
-    cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite: bool = False
+    cfg: config.Config,
+    state: dict[str, Any],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    only_estimate: bool = False,
 ) -> Summary:
     """Measure a checkpoint on the test split, and return the summary. Every rank calls it.
 
@@ -168,25 +194,40 @@ def evaluate(
     corruptions.jsonl (a row per video and corruption), bias.jsonl (a row per video and view),
     shift.jsonl (a row per video of eval.shift, and per own test video of the shared classes),
     open_set.jsonl (a row per video of eval.open_set, and per own test video), retrieval.jsonl (a
-    row per query, clean and under each attack), summary.json, report.md and its pictures. A call
-    that was killed can be repeated: it continues, with the same summary.
+    row per query, clean and under each attack), summary.json, card.json, report.md and its
+    pictures. A call that was killed can be repeated: it continues, with the same summary.
 
     Args:
         cfg: the configuration.
         state: the checkpoint.
         out: the folder.
         overwrite: replace another evaluation in the folder.
+        only_estimate: measure the representation, and end with what the attacks will cost.
 
     Raises:
+        OnlyEstimated: for `only_estimate`, with the cost as text.
         UserError: for a folder that holds another evaluation, and, after everything is written, for
             videos that do not decode.
     """
     name = checkpoint_name(cfg, state)
-    return _evaluate(cfg, partial(load_run, cfg, state), name, out, overwrite=overwrite)
+    return _evaluate(
+        cfg,
+        partial(load_run, cfg, state),
+        name,
+        out,
+        overwrite=overwrite,
+        only_estimate=only_estimate,
+    )
 
 
 def evaluate_source(
-    cfg: config.Config, spec: str, weights: str, out: Path, *, overwrite: bool = False
+    cfg: config.Config,
+    spec: str,
+    weights: str,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    only_estimate: bool = False,
 ) -> Summary:
     """Measure a model of another package as `evaluate` measures a checkpoint.
 
@@ -196,11 +237,13 @@ def evaluate_source(
         weights: file of weights; "": those that the spec names.
         out: the folder.
         overwrite: replace another evaluation in the folder.
+        only_estimate: as in `evaluate`.
 
     Raises:
         UserError: as `evaluate`, for an unknown model, and for weights that do not fit.
     """
-    return evaluate_model(cfg, load_source(cfg, spec, weights), out, overwrite=overwrite)
+    measured = load_source(cfg, spec, weights)
+    return evaluate_model(cfg, measured, out, overwrite=overwrite, only_estimate=only_estimate)
 
 
 def evaluate_model(
@@ -210,6 +253,7 @@ def evaluate_model(
     *,
     overwrite: bool = False,
     lists: Lists | None = None,
+    only_estimate: bool = False,
 ) -> Summary:
     """Measure a loaded model as `evaluate` measures a checkpoint.
 
@@ -220,12 +264,19 @@ def evaluate_model(
         overwrite: replace another evaluation in the folder.
         lists: training videos, which may be none, test videos and names of the classes; None: those
             of the configured data set.
+        only_estimate: as in `evaluate`.
 
     Raises:
         UserError: as `evaluate`.
     """
     return _evaluate(
-        cfg, lambda classes: measured, measured.name, out, overwrite=overwrite, lists=lists
+        cfg,
+        lambda classes: measured,
+        measured.name,
+        out,
+        overwrite=overwrite,
+        lists=lists,
+        only_estimate=only_estimate,
     )
 
 
@@ -237,6 +288,7 @@ def _evaluate(
     *,
     overwrite: bool,
     lists: Lists | None = None,
+    only_estimate: bool = False,
 ) -> Summary:
     """Measure a model; see `evaluate`.
 
@@ -247,12 +299,14 @@ def _evaluate(
         out: the folder.
         overwrite: replace another evaluation in the folder.
         lists: see `evaluate_model`.
+        only_estimate: see `evaluate`.
     """
     device = distributed.start(cfg.device)
 
     # 1. Refuse what does not fit, before anything is written
     attack = check_suite(cfg)
     check_corruptions(cfg.eval.corruption.names)
+    check_card_options(cfg.eval.card)
     train, test, classes = _lists(cfg, lists)
     if is_multi_label(test):
         require_multi_label_options(cfg)
@@ -268,14 +322,31 @@ def _evaluate(
     # 2. Models: the trained one, and one with random weights
     measured = load(len(classes))
     run = _Evaluation(
-        cfg, attack, train, test, classes, others, unknown, out, device, identity["checkpoint"]
+        cfg,
+        attack,
+        train,
+        test,
+        classes,
+        others,
+        unknown,
+        out,
+        device,
+        identity["checkpoint"],
+        only_estimate,
     )
 
     main = distributed.rank() == 0
     with ExitStack() as folder:
         with distributed.together():
             if main:
-                claimed = claim(out, identity, cfg, overwrite=overwrite, classes=classes)
+                claimed = claim(
+                    out,
+                    identity,
+                    cfg,
+                    overwrite=overwrite,
+                    classes=classes,
+                    planned=_planned_rows(run),
+                )
                 folder.enter_context(claimed)
                 if cfg.data.labels:
                     write_chosen(train, classes, out / "labels")
@@ -298,8 +369,27 @@ def _evaluate(
                     write_summary(summary_path, summary)
                 _delete_features(out)
                 write_report(out, summary, classes)
+                write_card(out, summary, cfg.eval.card)
     _require_decoded(summary, summary_path)
     return summary
+
+
+def _planned_rows(run: _Evaluation) -> dict[str, int]:
+    """Return how many rows the files of attacks, corruptions and cues will have.
+
+    The keys are stems of files, such as "results".
+    """
+    videos = len(run.indices)
+    options = run.cfg.eval
+    corruptions = expand(options.corruption.names)
+    if is_multi_label(run.test):
+        return {}
+    rows = {
+        "results": videos * len(run.attack.threats) if run.attacks_classifier else 0,
+        "corruptions": videos * (1 + len(corruptions)) if corruptions else 0,
+        "bias": videos * (1 + len(options.bias)) if options.bias else 0,
+    }
+    return {stem: number for stem, number in rows.items() if number}
 
 
 def _lists(cfg: config.Config, lists: Lists | None) -> Lists:
@@ -363,6 +453,7 @@ def check_evaluation(cfg: config.Config) -> None:
         UserError: as `evaluate` does.
     """
     attack = check_suite(cfg)
+    check_card_options(cfg.eval.card)
     train, test, classes = build_lists(cfg.data)
     if is_multi_label(test):
         require_multi_label_options(cfg)
@@ -389,6 +480,10 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             summary = _several_labels(run, models)
             return replace(summary, model=complexity, precise_bn=precise_bn)
         summary, queries, predict = _represent(run, measured, models)
+        _announce_cost(run, predict)
+        with distributed.together():
+            if distributed.rank() == 0:
+                write_projector(cfg, queries[0], run.test, run.classes, run.out)
         summary.model = complexity
         summary.precise_bn = precise_bn
         if all(bool(each.features.isfinite().all()) for each in queries):
@@ -419,8 +514,7 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             summary.clean_acc = summary.bias.views[CLEAN].acc
         if summary.corruption:
             summary.clean_acc = summary.corruption.clean_acc
-        # eval.threats of the protocol "retrieval" attack features, and not the classifier
-        if run.attack.threats and cfg.protocol.name != RETRIEVAL:
+        if run.attacks_classifier:
             _attack(run, predict, summary)
 
     _collect_warnings(run, summary)
@@ -607,6 +701,70 @@ def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
         )
 
 
+def _announce_cost(run: _Evaluation, predict: Predict) -> None:
+    """Log what the attacks will cost on this machine, unless it is less than a minute.
+
+    Args:
+        run: data, settings and folder.
+        predict: the classifier.
+
+    Raises:
+        OnlyEstimated: where only the estimate is asked for, also of less than a minute.
+    """
+    text = ""
+    with distributed.together():
+        if distributed.rank() == 0 and run.attacks_classifier:
+            text = _cost_of_attacks(run, predict)
+    if run.only_estimate:
+        raise OnlyEstimated(text or "attacks: nothing is left to attack")
+    if text:
+        log.info(text)
+
+
+def _cost_of_attacks(run: _Evaluation, predict: Predict) -> str:
+    """Return what the attacks will cost, or "" where it is too little or cannot be measured."""
+    left = videos_left(run.out, run.attack, run.indices)
+    unit = _some_videos(run, predict) if left else None
+    if unit is None or not unit.uids:
+        return ""
+    try:
+        estimate = estimate_attacks(
+            unit,
+            run.attack,
+            left,
+            ranks=distributed.world(),
+            least_s=0 if run.only_estimate else LEAST_S,
+        )
+    except ValueError as error:
+        if run.only_estimate:
+            raise UserError(f"the cost of the attacks cannot be measured: {error}") from None
+        return ""  # the attacks report it, and may go on without the videos that cause it
+    return f"attacks: {estimate}" if estimate else ""
+
+
+def _some_videos(run: _Evaluation, predict: Predict) -> Unit:
+    """Return a batch of videos from all over the split, or one video where all its clips count.
+
+    Args:
+        run: data, settings and folder.
+        predict: the classifier.
+    """
+    cfg = run.cfg
+    if cfg.eval.eot > 1:
+        predict = eot(predict, cfg.eval.eot)
+    bounded = MicroBatches(predict, cfg.eval.batch_size)
+    places = evenly(len(run.indices), cfg.eval.batch_size)
+    some = [run.indices[place] for place in places]
+    # no workers: they take seconds to start
+    if cfg.eval.unit == "clip":
+        (unit,) = clip_units(bounded, eval_dataset(cfg.data, run.test, 1), [some], 0, run.device)
+        return unit
+    videos = source_videos(cfg.data, run.test, cfg.eval.clips, cfg.eval.sampling)
+    one = [some[len(some) // 2]]
+    (unit,) = video_units(bounded, videos, [one], cfg.eval.crops, run.device, cfg.eval.view_average)
+    return unit
+
+
 def _attack(run: _Evaluation, predict: Predict, summary: Summary) -> None:
     """Attack the videos, and write the results into the summary.
 
@@ -734,7 +892,7 @@ def _checks(
     """
     cfg = run.cfg
     path = run.out / "checks.json"
-    kept = _read_checks(path)
+    kept = read_checks(run.out)
     if kept is not None or not cfg.eval.checks:
         return kept or []
     # spread evenly over the split, which is sorted by class
@@ -765,17 +923,6 @@ def _checks(
         log.warning(line)
     _write(path, json.dumps(lines) + "\n")
     return lines
-
-
-def _read_checks(path: Path) -> list[str] | None:
-    """Return the lines of checks.json, or None where it is missing or damaged."""
-    try:
-        lines = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
-        return lines
-    return None
 
 
 def _features(

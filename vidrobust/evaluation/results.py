@@ -11,7 +11,7 @@ its own.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vidrobust import config
 from vidrobust.data import Record, records_sha
 from vidrobust.data.prepare.provenance import read_mark
 from vidrobust.utils import distributed
-from vidrobust.utils.atomic_files import held, read_json, read_rows, replacing
+from vidrobust.utils.atomic_files import held, read_json, read_rows, replacing, sign
 from vidrobust.utils.environment import environment
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
@@ -35,10 +35,13 @@ _FREE = (
     "data.manifest",
     "eval.name",
     "eval.enabled",
+    "eval.embeddings",
     "eval.corruption.baseline",
     "eval.shift.root",
     "protocol.splits",
     "eval.open_set.root",
+    # what no measurement depends on
+    *(f"eval.card.{key}" for key in vars(config.CardConfig())),
 )
 
 _LOCK = ".lock"  # held by the process that evaluates
@@ -87,6 +90,7 @@ def claim(
     *,
     overwrite: bool,
     classes: Sequence[str] = (),
+    planned: Mapping[str, int] | None = None,
 ) -> Iterator[None]:
     """Make the folder, or continue in one that holds the same evaluation.
 
@@ -98,6 +102,8 @@ def claim(
         cfg: its configuration.
         overwrite: delete the files of another evaluation in the folder.
         classes: names of the classes, for a report that is written again without the data set.
+        planned: stem of a file of rows -> the rows that it will have, so that `vidrobust status`
+            shows how far the evaluation is.
 
     Raises:
         UserError: for a folder with another evaluation (with the options that differ) or with other
@@ -135,15 +141,15 @@ def claim(
     with held(
         out / _LOCK,
         "another process evaluates in {}; wait for it or stop it, or set eval.name=NAME",
-    ):
+    ) as lock:
+        sign(lock)
         if other:
             replaced = earlier_identity.get("checkpoint")
             log.warning(f"replacing the evaluation in {out}, which was of {replaced}")
             delete_files(out, EVALUATION_FILES)
         with replacing(path) as file:
-            file.write(
-                json.dumps(identity | {"options": options, "classes": list(classes)}).encode()
-            )
+            others = {"options": options, "classes": list(classes), "planned": dict(planned or {})}
+            file.write(json.dumps(identity | others).encode())
         # of the first call, which a repeated one continues
         if not (out / "environment.json").is_file():
             with replacing(out / "environment.json") as file:
@@ -295,6 +301,17 @@ def merged(
 def suffix() -> str:
     """Return the suffix of this rank's files: "" on rank 0, .rank1 on rank 1."""
     return f".rank{distributed.rank()}" if distributed.rank() else ""
+
+
+def read_checks(out: Path) -> list[str] | None:
+    """Return the lines of checks.json of a folder, or None where it is missing or damaged."""
+    try:
+        lines = json.loads((out / "checks.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
+        return lines
+    return None
 
 
 def decoding_failures(rows: Sequence[Row]) -> list[str]:

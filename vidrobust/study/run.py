@@ -25,8 +25,11 @@ _FREE = (
     "data.workers=",
     "data.timeout_s=",
     "eval.pictures=",
+    "eval.card.",
     "train.checkpoint_every=",
     "train.log_every=",
+    "train.shown_clips=",
+    "eval.embeddings=",
     "device=",
 )
 

@@ -26,6 +26,7 @@ from vidrobust.training.pass_counter import PassCounter
 from vidrobust.training.progress import Progress
 from vidrobust.training.run_folder import open_output
 from vidrobust.training.setup import build_run
+from vidrobust.training.shown_clips import ShownClips
 from vidrobust.training.step_guard import StepGuard
 from vidrobust.training.training_run import TrainingRun
 from vidrobust.training.weights_options import with_weights_options
@@ -139,6 +140,7 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
     passes = PassCounter(method)
     unusual = UnusualVideos(run)
     with _progress_of(run) as progress, worker_deaths(run.dataset):
+        shown = ShownClips(run, progress.metrics)
         batches = iter(batch_loader(run.dataset, _sampler_of(run), cfg.data.workers))
         for step in range(run.start, run.total):
             # 1. Data. All ranks leave together, before a step, so that no completed step is lost.
@@ -166,7 +168,8 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
             set_rate(run.optimizer, rate)
             passes.take()  # start counting anew
             inputs = (views, ids, labels, step / run.total)
-            parts, norm = _update(run, guard, forward, inputs, batch)
+            with shown.of_step(step, views):
+                parts, norm = _update(run, guard, forward, inputs, batch)
             progress.passed(len(ids), passes.take())
             # the step is done when the rate and weights of the next one are decided
             measured = adapt_rate(run, step + 1)

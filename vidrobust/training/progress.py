@@ -119,6 +119,7 @@ class Progress:
         on_gpu = self.device.type == "cuda"
         row: dict[str, Any] = {
             "step": step,
+            "total_steps": total,
             "epoch": step // self.per_epoch,
             "split": "train",
             **values,

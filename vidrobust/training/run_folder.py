@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vidrobust import config
 from vidrobust.config.yaml_text import read_page
-from vidrobust.utils.atomic_files import held, is_held, replacing
+from vidrobust.utils.atomic_files import held, is_held, replacing, this_process
 from vidrobust.utils.environment import environment
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
@@ -175,7 +175,7 @@ def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[N
             _delete_run(out)
         # env.json is also the lock of the folder, so that it is emptied and not replaced
         file.truncate(0)
-        print(json.dumps(environment(), indent=2), file=file, flush=True)
+        print(json.dumps(environment() | this_process(), indent=2), file=file, flush=True)
         with replacing(out / "config.yaml") as config_file:
             config_file.write(config.to_yaml(cfg).encode("utf-8", "surrogateescape"))
         yield

@@ -3,12 +3,20 @@
 import fcntl
 import json
 import os
+import socket
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from vidrobust.utils.errors import UserError
+
+# struct flock of fcntl.h, and the place of its process id; the order differs on macOS
+_FLOCK, _PID_PLACE = ("qqihh", 2) if sys.platform == "darwin" else ("hhqqi", 4)
+_TYPE_PLACE = 3 if sys.platform == "darwin" else 0
 
 
 @contextmanager
@@ -109,3 +117,79 @@ def held(path: Path, refusal: str) -> Iterator[TextIO]:
         except OSError:
             pass  # a file system without locks
         yield file
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock.
+
+    Attributes:
+        pid: its process id; 0 where it is unknown, as that of another container.
+        host: name of its machine; "" where that is unknown.
+    """
+
+    pid: int
+    host: str
+
+
+def this_process() -> dict[str, Any]:
+    """Return the entries of a lock file by which `holder` names this process."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def sign(lock: TextIO) -> None:
+    """Write this process into the file of a lock that it holds.
+
+    Args:
+        lock: what `held` yields, of a file without other content.
+    """
+    lock.truncate(0)
+    print(json.dumps(this_process()), file=lock, flush=True)
+
+
+def holder(path: Path) -> Holder | None:
+    """Return the process that holds the lock of `held` on a file; None if no other process does.
+
+    It changes nothing and needs no right to write, so that it cannot refuse a process that starts.
+
+    Args:
+        path: the file. `sign` may have written a process into it, which counts if the lock itself
+            does not name one of this machine.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    unlocked = struct.pack(_FLOCK, *_flock(fcntl.F_WRLCK))
+    with open(path, "rb") as file:
+        try:
+            lock = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, unlocked))
+        except OSError:  # a file system without locks
+            return None
+        if lock[_TYPE_PLACE] == fcntl.F_UNLCK:
+            return None
+        content = file.read(1 << 16)
+    pid = lock[_PID_PLACE]
+    signed = _signature(content)
+    here = socket.gethostname()
+    if signed and (pid <= 0 or signed.host != here):
+        return signed
+    return Holder(pid, here) if pid > 0 else Holder(0, "")
+
+
+def _flock(kind: int) -> list[int]:
+    """Return the fields of a struct flock of the whole file."""
+    values = [0] * 5
+    values[_TYPE_PLACE] = kind
+    return values
+
+
+def _signature(content: bytes) -> Holder | None:
+    """Return the process that `sign` or env.json names, or None."""
+    try:
+        entries = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entries, dict):
+        return None
+    pid, host = entries.get("pid"), entries.get("host")
+    return Holder(pid, host) if type(pid) is int and isinstance(host, str) else None

@@ -1,16 +1,22 @@
 """Log to the console, log.txt, metrics.jsonl and TensorBoard."""
 
+import io
 import json
 import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from vidrobust.utils.atomic_files import read_rows, replacing
 from vidrobust.utils.text import visible
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_FRAME_MS = 250  # of an animated picture
 
 log = logging.getLogger("vidrobust")
 # lines for log.txt only: on a terminal the progress bar shows the same
@@ -104,6 +110,36 @@ class Metrics:
         for name, value in row.items():
             if isinstance(value, float):
                 self.board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+    def write_clips(self, tag: str, frames: "np.ndarray", step: int) -> None:
+        """Write an animated picture to TensorBoard, under "Images".
+
+        `SummaryWriter.add_video` does the same by the package moviepy.
+
+        Args:
+            tag: its name.
+            frames: (T, H, W, 3) uint8; one frame gives a still picture.
+            step: of the run.
+        """
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        encoded = io.BytesIO()
+        first, *others = [Image.fromarray(frame) for frame in frames]
+        if others:
+            first.save(
+                encoded, "GIF", save_all=True, append_images=others, duration=_FRAME_MS, loop=0
+            )
+        else:
+            first.save(encoded, "PNG")
+        picture = Summary.Image(
+            height=frames.shape[1],
+            width=frames.shape[2],
+            colorspace=3,
+            encoded_image_string=encoded.getvalue(),
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+        self.board._get_file_writer().add_summary(summary, step)
 
     def close(self) -> None:
         self.file.close()

@@ -10,6 +10,15 @@ from vidrobust.utils.errors import UserError
 # Files of rows: NAME.jsonl, a NAME.rankN.jsonl per rank, and NAME.identity.json, the options and
 # weights that the rows belong to.
 _STREAMS = ("results", "timing", "corruptions", "bias", "shift", "open_set")
+# files for the projector of TensorBoard
+PROJECTOR_FILES = (
+    "tensorboard/events.out.tfevents.*",
+    "tensorboard/projector_config.pbtxt",
+    "tensorboard/tensors.tsv",
+    "tensorboard/metadata.tsv",
+    "tensorboard/sprite.png",
+    "tensorboard/.*.partial",
+)
 # patterns of the files that an evaluation writes, relative to its folder
 EVALUATION_FILES = (
     "identity.json",
@@ -40,6 +49,7 @@ EVALUATION_FILES = (
     "open_set.partial/*.f32",
     "checks.json",
     "summary.json",
+    "card.json",
     "report.md",
     "report.html",
     "corrupted/*-[0-5].webp",
@@ -51,6 +61,7 @@ EVALUATION_FILES = (
     "clips/*-??????.png",
     ".*.partial",
     "clips/.*.partial",
+    *PROJECTOR_FILES,
 )
 
 

@@ -2,6 +2,7 @@
 gradient and moves every clip; without it the clean objective is left.
 """
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -68,6 +69,24 @@ def test_the_attack_is_led_by_a_gradient_and_moves_every_clip(
     assert len(told) == (2 if name == "advcl" else 1)
     for x, x_adv, norm in told:
         assert norm > 0 and all(not torch.equal(a, b) for a, b in zip(x, x_adv, strict=True))
+
+
+@pytest.mark.parametrize(("method", "name", "words"), PAIRS)
+def test_views_can_be_recorded_without_a_change_of_the_loss(method, name, words):
+    options = [f"method.adversary.name={name}", *(f"method.adversary.{word}" for word in words)]
+    plain = taken(made(method, options), 2)["loss"]
+    net = made(method, options)
+    adversaries = [module for module in net.modules() if isinstance(module, Adversary)]
+    with contextlib.ExitStack() as stack:
+        recorded = [stack.enter_context(each.recording(2)) for each in adversaries]
+        assert torch.equal(taken(net, 2)["loss"], plain)
+    views = [each for one in recorded for each in one]
+    assert views
+    for each in views:
+        assert each.x.shape == each.x_adv.shape == (2, 3, 2, 16, 16)
+        assert not torch.equal(each.x, each.x_adv)
+    taken(net, 2)
+    assert sum(len(one) for one in recorded) == len(views)  # nothing is kept afterwards
 
 
 @pytest.mark.parametrize(("method", "name", "words"), PAIRS)

@@ -139,9 +139,15 @@ def suite_warnings(rows: Sequence[AttackRow], curve: Sequence[CurvePoint]) -> li
         rows: of all threats.
         curve: of these rows.
     """
-    warnings = model_faults([row.to_json() for row in rows])
+    return model_faults([row.to_json() for row in rows]) + curve_warnings(curve)
+
+
+def curve_warnings(curve: Sequence[CurvePoint]) -> list[str]:
+    """Return warnings of weak attacks and of perturbations outside of the budget."""
+    warnings = []
     for point in curve:
-        broken_by = [row.killed_by for row in rows if row.threat == point.threat]
+        broken_by: list[str | None] = list(Counter(point.killed_by).elements())
+        broken_by += [None] * (point.n - len(broken_by))
         # APGD also runs on parts of a threat, such as one frame, as steps of their own
         parts = [
             name

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from vidrobust import config
 from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import timings
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
 from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.evaluation.report.calibration_tables import calibration_lines
+from vidrobust.evaluation.report.card import write_card
 from vidrobust.evaluation.report.corruption_tables import corruption_lines
 from vidrobust.evaluation.report.geometry_tables import geometry_lines
 from vidrobust.evaluation.report.html_report import Baseline, read_baseline, write_html
@@ -41,13 +43,16 @@ _UNITS = {
 # --- Entry points ---
 
 
-def rewrite_report(out: Path, baseline: Path | None = None) -> None:
-    """Write the reports of a finished evaluation again, from the files in its folder alone.
+def rewrite_report(
+    out: Path, baseline: Path | None = None, card: config.CardConfig | None = None
+) -> None:
+    """Write reports and card of a finished evaluation again, from the files in its folder alone.
 
     Args:
         out: folder of the evaluation.
         baseline: folder of another evaluation of the same videos, or of its run, which
             report.html shows in grey.
+        card: what card.json says of the model; None, and options that are empty: as before.
 
     Raises:
         UserError: if the folder holds no finished evaluation, or its files are damaged, and for a
@@ -60,6 +65,7 @@ def rewrite_report(out: Path, baseline: Path | None = None) -> None:
     summary = read_summary(out / "summary.json")
     other = read_baseline(baseline, out.name, summary) if baseline else None
     write_report(out, summary, classes_of(out), other)
+    write_card(out, summary, card or config.CardConfig())
 
 
 def write_report(

@@ -24,7 +24,7 @@ def verdict(summary: Summary) -> str:
     if summary.retrieval:
         return _of_retrieval(summary, kind)
     if summary.clean_acc is None:
-        best = _measured(summary)
+        best = classifier_accuracy(summary)
         return f"Of {best[1]} {kind}, {_percent(best[0])} are classified rightly."
     sentence = f"Of {summary.n} {kind}, {_percent(summary.clean_acc)} are classified rightly"
     endings = []
@@ -73,7 +73,7 @@ def _is_image(summary: Summary) -> bool:
     return summary.input is not None and summary.input.frames == 1
 
 
-def _measured(summary: Summary) -> tuple[float, int]:
+def classifier_accuracy(summary: Summary) -> tuple[float, int]:
     """Return the accuracy of what is measured, and the number of its videos."""
     names = {"own head": "head", "linear probe": "trained_probe", "kNN": "trained_knn"}
     key = names.get(summary.classifier, f"trained_{summary.classifier}")

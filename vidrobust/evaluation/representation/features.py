@@ -30,7 +30,7 @@ from vidrobust.models.inference import compute_outputs, evaluation_mode, log_not
 from vidrobust.models.stages import stage_names, stage_tokens
 from vidrobust.models.stored_features import Counts, no_video_decodes
 from vidrobust.utils import distributed
-from vidrobust.utils.atomic_files import held
+from vidrobust.utils.atomic_files import held, sign
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.seeds import seed_everything
 
@@ -529,7 +529,7 @@ def _extract(
             if distributed.rank() == 0:
                 for folder in partial:
                     folder.mkdir(parents=True, exist_ok=True)
-                    locks.enter_context(held(folder / ".lock", _EXTRACTS))
+                    sign(locks.enter_context(held(folder / ".lock", _EXTRACTS)))
         # means over clips are rounded once, when they are written
         half = settings.half and not settings.per_video
         store = DiskStore(partial[0], split, len(outputs), _identity(cfg, outputs), half=half)

@@ -247,6 +247,7 @@ class Free(AdversarialTraining):
         # one backward pass gives both gradients: a hook moves the perturbation
         x_adv = self._ball.apply(self._delta).requires_grad_(True)
         self.adversary.require_in_budget(self._threat, x, x_adv.detach())
+        self.adversary.record(self._threat.kind, x, x_adv)
         if torch.is_grad_enabled():
             x_adv.register_hook(self._move)
         loss = self.loss_of(self.model(x_adv), labels)

@@ -45,6 +45,21 @@ class AdversarialView:
     branch: str
 
 
+@dataclass(frozen=True)
+class RecordedViews:
+    """The first clips of a batch of adversarial views, on the CPU.
+
+    Attributes:
+        threat: kind of the threat.
+        x: (n, C, T, H, W), the clips.
+        x_adv: (n, C, T, H, W), their adversarial views.
+    """
+
+    threat: str
+    x: Tensor
+    x_adv: Tensor
+
+
 class Adversary(nn.Module):
     """Makes adversarial views of clips by PGD, whose last iterate is taken."""
 
@@ -101,6 +116,8 @@ class Adversary(nn.Module):
         # kinds of threats whose first views were checked: within the budget, and with an effect
         self._checked_budget: set[str] = set()
         self._checked_effect: set[str] = set()
+        self._recorded: list[RecordedViews] = []
+        self._clips_to_record = 0
 
     @property
     def starts_at_x(self) -> bool:
@@ -144,6 +161,7 @@ class Adversary(nn.Module):
                 loss = make_loss(model)
                 views.append(AdversarialView(self._attack(loss, x, scheduled), branch))
             self.require_in_budget(scheduled, x, views[-1].x)
+            self.record(threat.kind, x, views[-1].x)
         if self.takes_worst:
             # the loss of the last threat judges the views of all threats, which share a branch and
             # the anchors that they are compared with
@@ -151,6 +169,32 @@ class Adversary(nn.Module):
             with self.attacking(model, branch), torch.no_grad():
                 return [AdversarialView(worst_views([view.x for view in views], loss), branch)]
         return views
+
+    @contextmanager
+    def recording(self, clips: int) -> Iterator[list[RecordedViews]]:
+        """Yield a list that receives the first clips of the views which are made inside.
+
+        Args:
+            clips: number of clips of each batch of views.
+        """
+        self._clips_to_record = clips
+        self._recorded = []
+        try:
+            yield self._recorded
+        finally:
+            self._clips_to_record = 0
+
+    def record(self, threat: str, x: Tensor, x_adv: Tensor) -> None:
+        """Keep the first clips of a batch of views, inside `recording`.
+
+        Args:
+            threat: its kind.
+            x: (N, C, T, H, W) in [0, 1].
+            x_adv: adversarial views of x.
+        """
+        if count := self._clips_to_record:
+            first = [clips[:count].detach().float().cpu().clone() for clips in (x, x_adv)]
+            self._recorded.append(RecordedViews(threat, *first))
 
     def require_in_budget(self, threat: ThreatModel, x: Tensor, x_adv: Tensor) -> None:
         """Check the first views of each threat.

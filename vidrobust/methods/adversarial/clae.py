@@ -75,6 +75,7 @@ def clae_published(batch: ViewBatch, alpha: float = 1.0, eps: float = 0.03) -> d
     # a step of eps in normalised values is eps * std in pixels
     x_adv = x + eps * batch.model.backbone.std * gradient.sign()
     batch.adversary.warn_without_effect("published", x, x_adv, gradient.norm())
+    batch.adversary.record("published", x, x_adv)
     z_adv = batch.embed(AdversarialView(x_adv, "adv"))
     adv = batch.loss([batch.z(0), z_adv], (0, 1), adversarial=(1,))
     return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
