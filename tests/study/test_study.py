@@ -4,23 +4,16 @@ import dataclasses
 import json
 import math
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
+from tests.study.helpers import finished_runs
 from vidrobust import config
-from vidrobust.attacks import ThreatModel
-from vidrobust.data import Failure
-from vidrobust.evaluation import AttackRow, Summary, robust_curve
-from vidrobust.evaluation.representation.geometry import Geometry
-from vidrobust.evaluation.representation.knn_and_probe import Accuracy
 from vidrobust.methods import RULES
 from vidrobust.study import (
-    Arm,
     ArmResult,
-    FinishedRun,
     Study,
     plan,
     read_study,
@@ -92,11 +85,17 @@ def test_finished_runs_are_not_repeated_and_a_stopped_study_continues(page):
         v["geometry"]["trained"]["uniformity"] for v in values
     ]
     assert arms["fixed"]["mpc"]["values"] == [v["corruption"]["mpc"] for v in values]
-    part = tool("study", *words, "--seeds", "0", "--arms", "simclr", cwd=folder)
+    assert not (folder / "out/study.csv").exists()
+    exports = ("--csv", "--latex")
+    part = tool("study", *words, "--seeds", "0", "--arms", "simclr", *exports, cwd=folder)
     assert (
         part.returncode == 0
         and json.loads((folder / "out/study.json").read_text())["clips"] == arms
     ), "all is kept"
+    assert (folder / "out/study.csv").read_text().startswith("dataset,arm,minus,measure,n,mean")
+    assert (folder / "out/study.tex").read_text().count(r"\toprule") == 2
+    page_text = (folder / "out/study.html").read_text()
+    assert 'href="clips/fixed/seed1/eval/study/report.html"' in page_text
     text = (folder / "out/study.md").read_text()
     assert "Not finished" not in text and "| fixed | 2 | " in text and "linf-4/255" in text
     for name in ("robust", "space", "margins"):
@@ -129,61 +128,9 @@ def test_other_options_are_refused_before_anything_is_trained(page):
     assert done.returncode == 1 and "rule: unknown name 'fixd'; did you mean 'fixed'" in done.stderr
 
 
-def _runs(robust: dict[str, list[float]]) -> list[tuple[Arm, dict]]:
-    """Return runs with three budgets: accuracy 0.8 at 0, a given one, and half of that.
-
-    robust: name of an arm -> the given accuracy, by seed.
-    """
-    space = Geometry(
-        alignment=0.5,
-        uniformity=-2.0,
-        tolerance=0.1,
-        margin_mean=0.1,
-        radius=0.5,
-        fisher=1.0,
-        effective_rank=3.0,
-        margin_quantiles=[0.0] * 5,
-        margin_histogram=[1.0] * 40,
-    )
-    runs = []
-    for name, values in robust.items():
-        for seed, value in enumerate(values):
-            removal = (
-                [{"fn_removed": 0.0}, {"fn_removed": 0.25, "fn_precision": value}]
-                if name == "fnr"
-                else []
-            )
-            summary = Summary(
-                dataset="d",
-                split="test",
-                branch="clean",
-                views={},
-                representation={"trained_probe": Accuracy(0.9, [], 50)},
-                geometry={"trained": space},
-                corruption=None,
-                curve=[_point(0, 0.8), _point(0.01, value), _point(0.02, value / 2)],
-                clean_acc=0.8,
-                n=50,
-                chance=0.1,
-                suite="pgd-3x1",
-                classifier="own head" if name == "sup" else "linear probe",
-                failed=[],
-                warnings=["a doubt"] if value == 0.4 else [],
-            )
-            arm = Arm("d", name, seed, config.Config(), Path())
-            runs.append(FinishedRun(arm, summary, removal))
-    return runs
-
-
-def _point(eps, robust):
-    threat = ThreatModel("linf", eps)
-    (point,) = robust_curve([AttackRow.failed(Failure(0, "", 0, ""), threat)], [threat])
-    return replace(point, threat=f"linf-{eps}", robust_acc=robust)
-
-
 def test_means_intervals_and_gaps_match_numbers_computed_by_hand(tmp_path):
     study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup", "worse"])
-    runs = _runs(
+    runs = finished_runs(
         {
             "csl": [0.2, 0.3, 0.4],
             "sup": [0.7, 0.7, 0.7],
@@ -225,7 +172,7 @@ def test_the_report_has_options_warnings_and_tables(tmp_path):
         options={"d": ["i=j", "g=1"]},
         config_file=Path("configs/study_x.yaml"),
     )
-    runs = _runs(
+    runs = finished_runs(
         {
             "csl": [0.2, 0.3, 0.4],
             "sup": [0.7, 0.7, 0.7],
@@ -265,10 +212,12 @@ def test_the_report_has_options_warnings_and_tables(tmp_path):
         and "| sup | worse |" not in text
         and "| worse | sup" not in text
     )
-    write_study(study, _runs({"csl": [0.1, 0.4], "sup": [0.5, 0.2], "fnr": [0.2, 0.3]}), tmp_path)
+    write_study(
+        study, finished_runs({"csl": [0.1, 0.4], "sup": [0.5, 0.2], "fnr": [0.2, 0.3]}), tmp_path
+    )
     text = (tmp_path / "study.md").read_text()
     assert "| fnr | sup | (0) | (0) |" in text and "worse" not in text.split("## d")[1]
-    write_study(study, _runs({"csl": [0.2]}), tmp_path)
+    write_study(study, finished_runs({"csl": [0.2]}), tmp_path)
     text = (tmp_path / "study.md").read_text()
     assert (
         "| csl | 1 | 90.0 | 80.0 | 20.0 | 10.0 | - |" in text
@@ -279,7 +228,7 @@ def test_the_report_has_options_warnings_and_tables(tmp_path):
 
 def test_a_gap_is_in_doubt_if_baseline_and_comparator_share_no_seed(tmp_path):
     study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup"])
-    runs = _runs({"csl": [0.2, 0.2], "sup": [0.6, 0.6], "fnr": [0.4, 0.4]})
+    runs = finished_runs({"csl": [0.2, 0.2], "sup": [0.6, 0.6], "fnr": [0.4, 0.4]})
     seeds = {"csl": 0, "sup": 1, "fnr": 0}
     runs = [run for run in runs if run.arm.seed == seeds[run.arm.name]]
     write_study(study, runs, tmp_path)
@@ -288,9 +237,9 @@ def test_a_gap_is_in_doubt_if_baseline_and_comparator_share_no_seed(tmp_path):
 
 def test_intervals_of_one_seed_and_of_many():
     study = Study(arms={}, datasets={}, baseline="csl")
-    one = summarise(study, _runs({"csl": [0.2]}))["d"]["csl"].measures["clean"]
+    one = summarise(study, finished_runs({"csl": [0.2]}))["d"]["csl"].measures["clean"]
     assert one.half is None and one.values == [0.8]
-    many = summarise(study, _runs({"csl": [0.1, 0.2] * 10}))["d"]["csl"].measures[
+    many = summarise(study, finished_runs({"csl": [0.1, 0.2] * 10}))["d"]["csl"].measures[
         "robust linf-0.01"
     ]
     assert many.half == pytest.approx(
@@ -412,7 +361,7 @@ def test_a_trained_run_can_be_measured_again_under_another_name(page):
 def test_an_empty_figure_is_not_drawn(tmp_path):
     """Without attacks, alignment and uniformity are coloured by clean accuracy."""
     study = Study(arms={"csl": []}, datasets={}, config_file=Path("configs/study_x.yaml"))
-    runs = _runs({"csl": [0.2, 0.3]})
+    runs = finished_runs({"csl": [0.2, 0.3]})
     for run in runs:
         run.summary.curve = run.summary.curve[:1]
     write_study(study, runs, tmp_path)

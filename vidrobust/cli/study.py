@@ -3,9 +3,10 @@
     python tools/study.py --cfg configs/study_susceptibility.yaml --data cifar10=/path/to/cifar10
 
 Trains and evaluates every arm on every data set with every seed, one after the other. After each
-run it writes study.md, study.json and figures from all finished runs of the config file. Finished
-runs are not repeated, and a run that was killed is resumed. --dry-run lists the runs; if there is
-only one, it also prints its configuration.
+run it writes study.html, study.md, study.json and figures from all finished runs of the config
+file; --csv and --latex add study.csv and study.tex. Finished runs are not repeated, and a run that
+was killed is resumed. --dry-run lists the runs; if there is only one, it also prints its
+configuration.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from vidrobust.study import (
     write_study,
 )
 from vidrobust.study.plan import chosen
+from vidrobust.study.run import is_finished
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
@@ -65,19 +67,24 @@ def main() -> None:
     _write_plan(all_runs, out)
     failed = []
     unwritten = ""
+    extra = [ending for ending, is_wanted in (("csv", args.csv), ("tex", args.latex)) if is_wanted]
+    # runs that were finished before change no report
+    unfinished = [run for run in runs if not is_finished(run)]
     for run in runs:
         # an arm that fails does not stop the others
         if problem := _run_one(run, roots):
             failed.append(problem)
             log.error(problem)
-        unwritten = _write_report(whole, all_runs, out, args.overrides)
-        if unwritten:
-            log.warning(unwritten)
+        if run in unfinished or run is runs[-1]:
+            unwritten = _write_report(whole, all_runs, out, args.overrides, extra)
+            if unwritten:
+                log.warning(unwritten)
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     if unwritten:
         raise UserError(unwritten)
-    log.info(f"report: {out / report_name(whole, args.overrides)}.md")
+    name = report_name(whole, args.overrides)
+    log.info(f"report: {out / name}.html and {name}.md")
 
 
 def arguments() -> argparse.Namespace:
@@ -99,6 +106,12 @@ def arguments() -> argparse.Namespace:
             metavar="A,B",
             help=f"run only these {name}; default: all in the config file",
         )
+    parser.add_argument(
+        "--csv", action="store_true", help="also write study.csv, a row per arm and measure"
+    )
+    parser.add_argument(
+        "--latex", action="store_true", help="also write study.tex, tables for booktabs"
+    )
     args = parser.parse_intermixed_args()
     if any("=" not in word for word in args.data):
         raise UserError(f"--data {' '.join(args.data)}: write NAME=FOLDER")
@@ -155,7 +168,9 @@ def _run_one(run: Arm, roots: dict[str, str]) -> str:
     return ""
 
 
-def _write_report(study: Study, runs: list[Arm], out: Path, overrides: Sequence[str]) -> str:
+def _write_report(
+    study: Study, runs: list[Arm], out: Path, overrides: Sequence[str], extra: Sequence[str]
+) -> str:
     """Write the report of all finished runs; return why it could not be written, or "".
 
     Args:
@@ -163,11 +178,12 @@ def _write_report(study: Study, runs: list[Arm], out: Path, overrides: Sequence[
         runs: all its runs.
         out: folder of the study.
         overrides: options of the command line.
+        extra: endings of the files that are written too.
     """
     try:
         with distributed.together():
             if common.is_main() and (done := finished(runs)):
-                write_study(study, done, out, len(runs) - len(done), overrides)
+                write_study(study, done, out, len(runs) - len(done), overrides, extra)
     except (UserError, OSError) as error:
         # the results are safe in the runs' folders, and the next run writes the report again
         return f"the report of {out} could not be written: {error}"

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any
@@ -85,6 +85,8 @@ class ArmResult:
 
 # Arm -> its result on one data set.
 Table = dict[str, ArmResult]
+# Arm -> seed -> measures of its run on one data set.
+BySeed = dict[str, dict[int, Measures]]
 
 # 97.5 % points of Student's t for 1, 2, ... degrees of freedom.
 _T = (
@@ -142,24 +144,15 @@ def _summarise_dataset(study: Study, runs: Sequence[FinishedRun], dataset: str) 
         runs: the finished runs, also of other data sets.
         dataset: name of the data set.
     """
-    by_arm: dict[str, dict[int, Measures]] = {}
-    for run in runs:
-        if run.arm.dataset == dataset:
-            by_arm.setdefault(run.arm.name, {})[run.arm.seed] = _measures(run)
+    by_arm = measures_by_seed(runs, dataset)
     table = {
         name: ArmResult(len(seeds), _spreads(list(seeds.values())))
         for name, seeds in by_arm.items()
     }
     baseline = by_arm.get(study.baseline, {})
     for name, result in table.items():
-        # Differences are taken between runs with the same seed: they share random numbers, so
-        # that a difference may vary less than the runs.
-        common_seeds = [seed for seed in by_arm[name] if seed in baseline]
-        if name == study.baseline:
-            common_seeds = []
-        result.difference = _spreads(
-            [_difference(by_arm[name][seed], baseline[seed]) for seed in common_seeds]
-        )
+        if name != study.baseline:
+            result.difference = _spreads(list(differences(by_arm[name], baseline).values()))
         comparators = study.comparators if baseline and name != study.baseline else ()
         result.gap_closed = {
             comparator: _gap(table, study.baseline, comparator, name)
@@ -167,6 +160,38 @@ def _summarise_dataset(study: Study, runs: Sequence[FinishedRun], dataset: str) 
             if comparator in table and comparator != name
         }
     return table
+
+
+def measures_by_seed(runs: Sequence[FinishedRun], dataset: str) -> BySeed:
+    """Return arm -> seed -> measures, as named in `summarise`, of the runs on a data set."""
+    by_arm: BySeed = {}
+    for run in runs:
+        if run.arm.dataset == dataset:
+            by_arm.setdefault(run.arm.name, {})[run.arm.seed] = _measures(run)
+    return by_arm
+
+
+def differences(
+    seeds: Mapping[int, Measures], others: Mapping[int, Measures]
+) -> dict[int, Measures]:
+    """Return seed -> one arm's measures minus another's, for the seeds that both have.
+
+    Runs with the same seed share random numbers, so that a difference may vary less than the runs.
+    """
+    return {
+        seed: _difference(measures, others[seed])
+        for seed, measures in seeds.items()
+        if seed in others
+    }
+
+
+def of_measure(seeds: Mapping[int, Measures], measure: str) -> dict[int, float]:
+    """Return seed -> value of one measure, for the seeds that have it."""
+    return {
+        seed: value
+        for seed, measures in seeds.items()
+        if (value := measures.get(measure)) is not None
+    }
 
 
 def _measures(run: FinishedRun) -> Measures:

@@ -1,15 +1,27 @@
-"""Write study.md and study.json."""
+"""Write study.md, study.json, study.html and, if asked for, study.csv and study.tex."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vidrobust.evaluation.report import tables as markdown
-from vidrobust.study.arm_table import FinishedRun, Measures, Spread, Table, summarise
+from vidrobust.study.arm_table import Spread, Table, summarise
 from vidrobust.study.figures import draw_margins, draw_robust, draw_space
 from vidrobust.study.plan import Study
+from vidrobust.study.study_export import csv_text, latex_text
+from vidrobust.study.study_page import write_study_page
+from vidrobust.study.study_text import (
+    Runs,
+    accuracies,
+    classifiers,
+    gap_lines,
+    warnings_of,
+    without_overridden,
+)
 from vidrobust.utils.atomic_files import replacing
 
+# Ending of a file that is written if asked for -> its text.
+EXPORTS = {"csv": csv_text, "tex": latex_text}
 _FIGURES = {"robust": draw_robust, "space": draw_space, "margins": draw_margins}
 _GEOMETRY = (
     "alignment",
@@ -22,7 +34,6 @@ _GEOMETRY = (
     "effective_rank",
 )
 
-Runs = Sequence[FinishedRun]
 # Arm -> measure -> its spread over seeds.
 Spreads = dict[str, dict[str, Spread]]
 
@@ -31,9 +42,14 @@ Spreads = dict[str, dict[str, Spread]]
 
 
 def write_study(
-    study: Study, runs: Runs, out: Path, missing: int = 0, overrides: Sequence[str] = ()
+    study: Study,
+    runs: Runs,
+    out: Path,
+    missing: int = 0,
+    overrides: Sequence[str] = (),
+    extra: Collection[str] = (),
 ) -> dict[str, Table]:
-    """Write out/study.json, study.md and the figures of the finished runs.
+    """Write out/study.json, study.md, study.html and the figures of the finished runs.
 
     If the command line asks for another eval.name, the names of the files contain it
     (`report_name`).
@@ -44,6 +60,7 @@ def write_study(
         out: folder of the study.
         missing: number of runs that are not finished; the report states it.
         overrides: options of the command line.
+        extra: names of `EXPORTS`, the files that are written too.
 
     Returns:
         What `summarise` returns.
@@ -52,14 +69,22 @@ def write_study(
         UserError: as `markdown.repeatable` does.
     """
     command = "the same command, which repeats no finished run"
-    with markdown.repeatable(out / f"{report_name(study, overrides)}.md", command):
-        return _write_study(study, runs, out, missing, overrides)
+    name = report_name(study, overrides)
+    with markdown.repeatable(out / f"{name}.md", command):
+        tables = _write_study(study, runs, out, missing, overrides)
+    for suffix, text_of in EXPORTS.items():
+        if suffix in extra:
+            with replacing(out / f"{name}.{suffix}") as file:
+                file.write(text_of(study, runs, tables).encode())
+    with markdown.repeatable(out / f"{name}.html", command):
+        write_study_page(out / f"{name}.html", study, runs, tables, missing, overrides)
+    return tables
 
 
 def _write_study(
     study: Study, runs: Runs, out: Path, missing: int, overrides: Sequence[str]
 ) -> dict[str, Table]:
-    """Write the files of a study; see `write_study`."""
+    """Write study.json, study.md and its figures; see `write_study`."""
     tables = summarise(study, runs)
     out.mkdir(parents=True, exist_ok=True)
     name = report_name(study, overrides)
@@ -106,18 +131,12 @@ def report_name(study: Study, overrides: Sequence[str]) -> str:
 
 def _options(study: Study, overrides: Sequence[str]) -> list[str]:
     """Return the options of all runs, and a table of those of each arm."""
-    common = _without_overridden(study.common, overrides)
+    common = without_overridden(study.common, overrides)
     lines = [f"Options of all runs: {_code(common)}.", ""] if common else []
     if overrides:
         lines += [f"Overridden on the command line: {_code(overrides)}.", ""]
     arms = ([name, _code(options) or "-"] for name, options in study.arms.items())
     return [*lines, *markdown.table(["arm", "options of the arm"], *arms), ""]
-
-
-def _without_overridden(options: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Return the options that the command line does not replace."""
-    overridden = {option.split("=", 1)[0] for option in overrides}
-    return [option for option in options if option.split("=", 1)[0] not in overridden]
 
 
 def _code(options: Sequence[str]) -> markdown.Markup:
@@ -135,7 +154,7 @@ def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -
         overrides: options of the command line.
     """
     lines = [f"## {markdown.escape(dataset)}", ""]
-    options = _without_overridden(study.options.get(dataset, ()), overrides)
+    options = without_overridden(study.options.get(dataset, ()), overrides)
     if options:
         lines += [f"Options of this data set: {_code(options)}.", ""]
     first = runs[0].summary
@@ -144,37 +163,20 @@ def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -
     lines += [
         (
             f"{first.n} test videos, {suite}; chance {100 * first.chance:.1f} %."
-            f" {verb}: {markdown.escape(_classifiers(runs))}."
+            f" {verb}: {markdown.escape(classifiers(runs))}."
         ),
         "",
     ]
     return lines + _warnings(runs)
 
 
-def _classifiers(runs: Runs) -> str:
-    """Return which classifier was attacked, of which arms."""
-    arms: dict[str, list[str]] = {}
-    for run in runs:
-        arms.setdefault(run.summary.classifier, []).append(run.arm.name)
-    return "; ".join(
-        f"the {classifier} of {', '.join(dict.fromkeys(names))}"
-        for classifier, names in arms.items()
-    )
-
-
 def _warnings(runs: Runs) -> list[str]:
-    """Return each warning of the evaluations once, with the runs that have it."""
-    runs_by_warning: dict[str, list[str]] = {}
-    for run in runs:
-        for warning in run.summary.warnings:
-            runs_by_warning.setdefault(warning, []).append(f"{run.arm.name} {run.arm.seed}")
-    if not runs_by_warning:
+    """Return the list of the evaluations' warnings."""
+    items = warnings_of(runs)
+    if not items:
         return []
     lines = ["Warnings, each with its runs (arm and seed):", ""]
-    for warning, names in runs_by_warning.items():
-        concerned = "all runs" if len(names) == len(runs) else ", ".join(names)
-        lines.append(f"- {markdown.escape(f'{warning}: {concerned}')}")
-    return [*lines, ""]
+    return [*lines, *(f"- {markdown.escape(item)}" for item in items), ""]
 
 
 # --- Tables of a data set ---
@@ -188,14 +190,9 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
         runs: runs of the data set.
         table: arm -> its result.
     """
-    threats = [point.threat for point in runs[0].summary.curve if point.eps > 0]
     measures = {name: result.measures for name, result in table.items()}
-    accuracies = {
-        "probe": "probe",
-        "clean": "clean",
-        **{f"robust {t}": t for t in threats},
-        "mpc": "mpc",
-    }
+    columns = accuracies(runs)
+    threats = [key.removeprefix("robust ") for key in columns if key.startswith("robust ")]
     # Accuracies, and their differences from the baseline.
     lines = [
         (
@@ -205,7 +202,7 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
             " classifier; then its robust accuracy by budget; mpc: mean under corruptions."
         ),
         "",
-        *_rows(measures, accuracies, 100, 1, {name: result.n for name, result in table.items()}),
+        *_rows(measures, columns, 100, 1, {name: result.n for name, result in table.items()}),
         "",
     ]
     differences = {name: result.difference for name, result in table.items() if result.difference}
@@ -214,7 +211,7 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
         lines += [
             f"Difference from {baseline} with the same seed, percentage points:",
             "",
-            *_rows(differences, accuracies, 100, 1),
+            *_rows(differences, columns, 100, 1),
             "",
         ]
     # Success of the attacks.
@@ -236,7 +233,7 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
         *_rows(measures, {key: key for key in (*_GEOMETRY, "rpc")}, 1, 3),
         "",
     ]
-    return lines + _cues(measures) + _removal(measures) + _gaps(study, table)
+    return lines + _cues(measures) + _removal(measures) + gap_lines(study, table)
 
 
 def _cues(table: Spreads) -> list[str]:
@@ -291,79 +288,6 @@ def _removal(table: Spreads) -> list[str]:
         *_rows(removing, columns, 100, 1),
         "",
     ]
-
-
-def _gaps(study: Study, table: Table) -> list[str]:
-    """Return the table of the gaps that arms close.
-
-    It has a row per arm that is neither baseline nor comparator. A sentence names each comparator
-    that is not above the baseline.
-    """
-    lines: list[str] = []
-    rows: list[list[str]] = []
-    for comparator in study.comparators:
-        closed = {
-            name: result.gap_closed[comparator]
-            for name, result in table.items()
-            if comparator in result.gap_closed
-        }
-        if any(_has_value(gaps) for gaps in closed.values()):
-            # The gap itself, which shows whether it is certain.
-            gap = table[comparator].difference
-            for name, gaps in closed.items():
-                if name not in study.comparators:
-                    cells = [_gap(value, gap.get(f"robust {key}")) for key, value in gaps.items()]
-                    rows.append([name, comparator, *cells])
-        # No gap at any budget; without a baseline `closed` is empty, and nothing is said.
-        elif closed:
-            comparator_name = markdown.escape(comparator)
-            lines += [
-                (
-                    f"The mean robust accuracy of {comparator_name} is above that of"
-                    f" {markdown.escape(study.baseline)} at no budget: there is no gap to close."
-                ),
-                "",
-            ]
-    if not rows:
-        return lines
-    return [
-        *lines,
-        (
-            "Gap between the robust accuracies of baseline and comparator that the arm closes, per"
-            " cent. -: the comparator is not above the baseline. In brackets: the gap is in doubt,"
-            " as baseline and comparator share fewer than two seeds, or its interval includes 0."
-        ),
-        "",
-        *markdown.table(["arm", "comparator", *_gap_titles(table)], *rows),
-        "",
-    ]
-
-
-def _has_value(gaps: Measures) -> bool:
-    """Return whether the comparator is above the baseline at some budget."""
-    return any(value is not None for value in gaps.values())
-
-
-def _gap_titles(table: Table) -> list[str]:
-    """Return the threats of the gaps, which are the same for all arms and comparators."""
-    for result in table.values():
-        for gaps in result.gap_closed.values():
-            return list(gaps)
-    return []
-
-
-def _gap(closed: float | None, gap: Spread | None) -> str:
-    """Format how much of a gap is closed.
-
-    Args:
-        closed: per cent of the gap; None if there is no gap.
-        gap: comparator minus baseline, seed by seed; None if they have no seed in common.
-    """
-    if closed is None:
-        return "-"
-    # Certain if the interval of the comparator's difference from the baseline is above 0.
-    certain = gap is not None and gap.half is not None and gap.mean > gap.half
-    return f"{closed:.0f}" if certain else f"({closed:.0f})"
 
 
 def _rows(

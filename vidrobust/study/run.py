@@ -24,6 +24,7 @@ _FREE = (
     "protocol.splits=",
     "data.workers=",
     "data.timeout_s=",
+    "eval.pictures=",
     "eval.card.",
     "train.checkpoint_every=",
     "train.log_every=",
@@ -68,8 +69,13 @@ def finished(arms: Sequence[Arm]) -> list[FinishedRun]:
     return [
         FinishedRun(arm, read_summary(_summary_of(arm)), _removal(arm))
         for arm in arms
-        if _summary_of(arm).is_file()
+        if is_finished(arm)
     ]
+
+
+def is_finished(arm: Arm) -> bool:
+    """Return whether a run has been measured."""
+    return _summary_of(arm).is_file()
 
 
 def run_arm(arm: Arm, *, overwrite: bool = False, remedy: str = "set --output-dir") -> Summary:

@@ -142,7 +142,7 @@ def _y_axis(up: Scale, right: float, label: str) -> Markup:
 
 def _x_axis(across: Scale, bottom: float, largest: float, label: str) -> Markup:
     """Return the axis with about five labels, and its title."""
-    step = _round_step(largest / 5)
+    step = round_step(largest / 5)
     parts = [element("line", class_="axis", x1=_LEFT, x2=across(largest), y1=bottom, y2=bottom)]
     for number in range(int(largest / step + 1e-9) + 1):
         x = across(number * step)
@@ -161,7 +161,7 @@ def _x_axis(across: Scale, bottom: float, largest: float, label: str) -> Markup:
     return Markup().join(parts)
 
 
-def _round_step(rough: float) -> float:
+def round_step(rough: float) -> float:
     """Return the number among 1, 2 and 5 times a power of ten that is next to `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return min((1 * power, 2 * power, 5 * power, 10 * power), key=lambda step: abs(step - rough))
@@ -228,6 +228,8 @@ def legend(lines: Sequence[Line]) -> Markup:
     coloured = 0
     for line in lines:
         kind = "cgrey" if line.grey else colour_class(coloured)
+        if not line.grey and coloured >= COLOURS:
+            kind += " dashed"
         coloured += not line.grey
         items.append(element("li", escape(visible(line.name)), class_=kind))
     return element("ul", Markup().join(items), class_="legend")
