@@ -138,7 +138,7 @@ class Card:
         gflops_per_prediction: the same for all views and passes of an attacked prediction.
         hashes: of weights, options and videos.
         vidrobust: version that measured; "": unknown.
-        date: of the measurement; "": unknown.
+        date: day of the measurement; "": unknown.
     """
 
     format: int = 1
@@ -328,7 +328,8 @@ def make_card(
         gflops_per_prediction=None if gflops is None else gflops * passes,
         hashes=Hashes(summary.checkpoint, summary.config_sha, summary.manifest_sha),
         vidrobust=str(made.get("vidrobust", "")),
-        date=str(made.get("date", "")),
+        # the day alone: a call that was killed and repeated writes the same card
+        date=str(made.get("date", ""))[:10],
     )
 
 
