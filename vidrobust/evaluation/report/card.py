@@ -241,7 +241,10 @@ def _problem(content: dict[str, Any]) -> str:
     """Return why a card does not validate; "" if it does."""
     error = best_match(_validator().iter_errors(content))
     if error is not None:
-        return f"{shown(error.json_path.removeprefix('$.'))}: {shown(error.message, 200)}"
+        place = error.json_path.removeprefix("$").removeprefix(".")
+        return (
+            f"{shown(place)}: {shown(error.message, 200)}" if place else shown(error.message, 200)
+        )
     names = [entry["threat"] for entry in content["robust"]]
     for name in (*names, *(key for key in content["reported"] if key not in (CLEAN, MPC))):
         try:

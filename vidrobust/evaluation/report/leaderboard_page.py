@@ -293,7 +293,7 @@ def _lines(board: Leaderboard) -> list[str]:
         "# Leaderboard",
         "",
         (
-            f"Ranked by accuracy under {markdown.code(board.measure)}, per cent, with 95 %"
+            f"Ranked by accuracy: {markdown.code(board.measure)}, per cent, with 95 %"
             " intervals; equal accuracies share a rank."
         ),
         "",
