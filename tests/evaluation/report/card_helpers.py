@@ -56,6 +56,6 @@ def card(
         "gflops_per_prediction": 0.5,
         "hashes": Hashes("step 1, weights a", "c", "v"),
         "vidrobust": "0.1.0",
-        "date": "2026-01-01T00:00:00+00:00",
+        "date": "2026-01-01",
     }
     return Card(**values | others)

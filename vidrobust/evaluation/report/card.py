@@ -138,7 +138,7 @@ class Card:
         gflops_per_prediction: the same for all views and passes of an attacked prediction.
         hashes: of weights, options and videos.
         vidrobust: version that measured; "": unknown.
-        date: of the measurement; "": unknown.
+        date: day of the measurement; "": unknown.
     """
 
     format: int = 1
@@ -241,7 +241,10 @@ def _problem(content: dict[str, Any]) -> str:
     """Return why a card does not validate; "" if it does."""
     error = best_match(_validator().iter_errors(content))
     if error is not None:
-        return f"{shown(error.json_path.removeprefix('$.'))}: {shown(error.message, 200)}"
+        place = error.json_path.removeprefix("$").removeprefix(".")
+        return (
+            f"{shown(place)}: {shown(error.message, 200)}" if place else shown(error.message, 200)
+        )
     names = [entry["threat"] for entry in content["robust"]]
     for name in (*names, *(key for key in content["reported"] if key not in (CLEAN, MPC))):
         try:
@@ -328,7 +331,8 @@ def make_card(
         gflops_per_prediction=None if gflops is None else gflops * passes,
         hashes=Hashes(summary.checkpoint, summary.config_sha, summary.manifest_sha),
         vidrobust=str(made.get("vidrobust", "")),
-        date=str(made.get("date", "")),
+        # the day alone: a call that was killed and repeated writes the same card
+        date=str(made.get("date", ""))[:10],
     )
 
 

@@ -115,7 +115,7 @@ _LATER: list[tuple[str, bool, Callable[[Card], Cell]]] = [
     ("videos", True, lambda card: _number(card.clean.n if card.clean else None, 1, ".0f")),
     ("reported", False, lambda card: Cell(_reported(card))),
     ("weights", False, lambda card: Cell(card.hashes.checkpoint)),
-    ("date", False, lambda card: Cell(card.date[:10])),
+    ("date", False, lambda card: Cell(card.date)),
 ]
 
 
@@ -293,7 +293,7 @@ def _lines(board: Leaderboard) -> list[str]:
         "# Leaderboard",
         "",
         (
-            f"Ranked by accuracy under {markdown.code(board.measure)}, per cent, with 95 %"
+            f"Ranked by accuracy: {markdown.code(board.measure)}, per cent, with 95 %"
             " intervals; equal accuracies share a rank."
         ),
         "",
