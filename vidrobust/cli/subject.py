@@ -61,7 +61,9 @@ def check_protocol_options(args: argparse.Namespace, cfg: config.Config) -> None
         log.warning(f"no effect with protocol.name={name}: {', '.join(idle)}")
 
 
-def subject_of(args: argparse.Namespace, split: int | None = None) -> tuple[config.Config, Subject]:
+def subject_of(
+    args: argparse.Namespace, split: int | None = None, *, only_estimate: bool = False
+) -> tuple[config.Config, Subject]:
     """Return the configuration and the model that a command line names.
 
     For a protocol that trains, the configuration is that of the training run: data and model are
@@ -70,6 +72,7 @@ def subject_of(args: argparse.Namespace, split: int | None = None) -> tuple[conf
     Args:
         args: of `common.add_checkpoint`, with `model`.
         split: official split in place of data.fold, and of {split} in --checkpoint; None: none.
+        only_estimate: end where the cost of the attacks is known.
 
     Raises:
         UserError: as `common.load_checkpoint` and `common.model_config` do.
@@ -83,7 +86,7 @@ def subject_of(args: argparse.Namespace, split: int | None = None) -> tuple[conf
     name = config.value_given("protocol.name", args.overrides, args.cfg)
     trains = name in PROTOCOLS and PROTOCOLS[name].trains
     if args.model:
-        return _source(args, trains=trains)
+        return _source(args, trains=trains, only_estimate=only_estimate)
     if trains:
         state = checkpoint.read_checkpoint(args.checkpoint)
         trained = checkpoint.configuration(state, str(args.checkpoint))
@@ -95,14 +98,16 @@ def subject_of(args: argparse.Namespace, split: int | None = None) -> tuple[conf
     return cfg, Subject(
         folder,
         lambda cfg, out, overwrite: evaluate(
-            cfg, state, out, overwrite=overwrite, only_estimate=args.estimate
+            cfg, state, out, overwrite=overwrite, only_estimate=only_estimate
         ),
         trained,
         trains,
     )
 
 
-def _source(args: argparse.Namespace, *, trains: bool) -> tuple[config.Config, Subject]:
+def _source(
+    args: argparse.Namespace, *, trains: bool, only_estimate: bool
+) -> tuple[config.Config, Subject]:
     """Return the configuration for a model of another package, and the model.
 
     Args:
@@ -123,7 +128,7 @@ def _source(args: argparse.Namespace, *, trains: bool) -> tuple[config.Config, S
             args.weights,
             out,
             overwrite=overwrite,
-            only_estimate=args.estimate,
+            only_estimate=only_estimate,
         ),
         finetuned=trains,
     )

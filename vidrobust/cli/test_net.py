@@ -78,7 +78,7 @@ def main() -> None:
     limits = parse_percents(
         [item for words in args.fail_under for item in words.split(",")], _FAIL_UNDER
     )
-    cfg, subject = subject_of(args, splits[0] if splits else None)
+    cfg, subject = subject_of(args, splits[0] if splits else None, only_estimate=args.estimate)
     if common.print_config(args, cfg):
         return
     check_protocol_options(args, cfg)
