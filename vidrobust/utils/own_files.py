@@ -53,6 +53,7 @@ EVALUATION_FILES = (
     "report.md",
     "report.html",
     "corrupted/*-[0-5].webp",
+    "corrupted/video.json",
     "corrupted/.*.partial",
     "curve.png",
     "corruptions.png",

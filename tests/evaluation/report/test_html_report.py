@@ -11,8 +11,13 @@ from PIL import Image
 
 from tests.pages import in_browser, needs_chromium, on_phone, outside, parsed
 from vidrobust.attacks import parse_threat
+from vidrobust.data import ClipSpec, Corrupted, Failure
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
-from vidrobust.evaluation.adversarial.broken_clips import BrokenClip, save_broken_clips
+from vidrobust.evaluation.adversarial.broken_clips import (
+    BrokenClip,
+    save_broken_clips,
+    select_broken_clips,
+)
 from vidrobust.evaluation.adversarial.curve import robust_curve
 from vidrobust.evaluation.adversarial.fingerprint import (
     change_maps,
@@ -20,6 +25,7 @@ from vidrobust.evaluation.adversarial.fingerprint import (
     fingerprint,
     read_map,
 )
+from vidrobust.evaluation.natural.corrupted_pictures import save_pictures, shown_video
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
 from vidrobust.evaluation.report.html_report import write_html
 from vidrobust.evaluation.report.page import LARGEST
@@ -230,6 +236,7 @@ def test_corruptions_show_a_video_at_each_severity(tmp_path):
     with open(tmp_path / "corruptions.jsonl", "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "corrupted").mkdir()
+    (tmp_path / "corrupted/video.json").write_text('{"index": 0}')
     for name in ("clean-0", "fog-1", "fog-5"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"corrupted/{name}.webp")
     table = replace(corruption_table(rows, [1, 5], ["a", "b"]), place="view", views="1x1")
@@ -246,6 +253,20 @@ def test_corruptions_show_a_video_at_each_severity(tmp_path):
     }
     (tmp_path / "report.html").unlink()
     write_html(tmp_path, _summary(["a", "b"], 2, corruption=table), ["a", "b"], {})
+
+
+def test_pictures_are_of_the_first_video_that_decodes(tmp_path):
+    clips = torch.randint(0, 256, (1, 4, 8, 8, 3), dtype=torch.uint8)
+    bad = Failure(0, "v0", 0, "no frame")
+    conditions = [("clean", 0), ("fog", 5)]
+    spec = ClipSpec(frames=4, stride=1, clips=1)
+    for index, first in ((0, bad), (1, clips), (2, clips)):
+        save_pictures(tmp_path, Corrupted(index, conditions, [first, clips]), spec)
+    assert shown_video(tmp_path) == 1
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["clean-0.webp", "fog-5.webp", "video.json"]
+    picture = Image.open(tmp_path / "fog-5.webp")
+    assert picture.n_frames == 4 and picture.size == (8, 8)
 
 
 # --- Numbers behind the page ---
@@ -313,6 +334,18 @@ def test_kept_clips_are_of_many_classes(tmp_path):
         with np.load(path) as saved:
             labels.append(int(saved["label"]))
     assert labels == [0, 1, 2]
+
+
+def test_ranks_leave_the_clips_of_others_and_one_selects_at_the_end(tmp_path):
+    """Two ranks that deleted each other's files ended the evaluation."""
+    for index in range(12):
+        rank = index % 2
+        clip = _clip(index, label=index // 4)
+        save_broken_clips(tmp_path, [clip], 3, lambda other, rank=rank: other % 2 == rank)
+    kept = sorted(int(path.stem[-6:]) for path in tmp_path.glob("*.npz"))
+    assert kept == [0, 1, 4, 5, 8, 9]  # the first of each class, by rank
+    select_broken_clips(tmp_path, 3)
+    assert sorted(int(path.stem[-6:]) for path in tmp_path.glob("*.npz")) == [0, 4, 8]
 
 
 def test_a_line_chart_draws_points_where_they_belong():

@@ -1,6 +1,7 @@
 """Keep clips that an attack breaks, losslessly, for the report."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,46 +73,74 @@ def broken_clips(
     return clips
 
 
-def save_broken_clips(folder: Path, clips: Sequence[BrokenClip], most: int) -> None:
-    """Save clips, as long as there are fewer than `most` of their kind.
+def save_broken_clips(
+    folder: Path,
+    clips: Sequence[BrokenClip],
+    most: int,
+    mine: Callable[[int], bool] = lambda index: True,
+) -> None:
+    """Save clips, of as many classes as possible, and at most `most` of their kind of threat.
 
-    After that, a clip of a class that is not shown yet takes the place of one of the class that is
-    shown most often. So the clips are of many classes, although videos come sorted by class.
+    The first clip of each class comes before the second one of any class, as videos come sorted by
+    class. A file that is not among these any more is deleted.
 
     Args:
         folder: is made if there is something to save.
         clips: to save.
         most: files per kind of threat.
+        mine: whether a video, by its index, belongs to this rank; files of others are left alone.
     """
     for clip in clips:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{clip.kind}-{clip.index:06d}.npz"
-        others = [p for p in sorted(folder.glob(f"{clip.kind}-??????.npz")) if p != path]
-        surplus = None
-        if len(others) >= most:
-            surplus = _surplus(others, clip.content["label"])
-            if surplus is None:
-                continue
-        content = clip.content | _confidence_by_frame(clip)
-        with replacing(path) as file:
-            np.savez_compressed(file, **content)
-        if surplus is not None:
-            surplus.unlink()
+        labels = _labels(folder, clip.kind, mine) | {path: clip.content["label"]}
+        kept = _first_of_classes(labels, most)
+        if path in kept:
+            content = clip.content | _confidence_by_frame(clip)
+            with replacing(path) as file:
+                np.savez_compressed(file, **content)
+        _delete_others(labels, kept)
 
 
-def _surplus(paths: Sequence[Path], label: int) -> Path | None:
-    """Return the last file of the class with most files, if `label` has none; otherwise None.
+def select_broken_clips(folder: Path, most: int) -> None:
+    """Delete what several ranks, or a killed call, have saved beyond `most` files per kind.
 
     Args:
-        paths: .npz files of clips, sorted.
-        label: class of another clip.
+        folder: of the clips.
+        most: files per kind of threat.
     """
-    by_label: dict[int, list[Path]] = {}
-    for path in paths:
-        with np.load(path) as saved:
-            by_label.setdefault(int(saved["label"]), []).append(path)
-    most = max(by_label.values(), key=len, default=[])
-    return most[-1] if label not in by_label and len(most) > 1 else None
+    for kind in {path.stem.rpartition("-")[0] for path in folder.glob("*-??????.npz")}:
+        labels = _labels(folder, kind)
+        _delete_others(labels, _first_of_classes(labels, most))
+
+
+def _labels(
+    folder: Path, kind: str, mine: Callable[[int], bool] = lambda index: True
+) -> dict[Path, int]:
+    """Return file -> class of the saved clips of a kind of threat, in the order of the videos."""
+    labels = {}
+    for path in sorted(folder.glob(f"{kind}-??????.npz")):
+        if mine(int(path.stem.rpartition("-")[2])):
+            with np.load(path) as saved:
+                labels[path] = int(saved["label"])
+    return labels
+
+
+def _first_of_classes(labels: Mapping[Path, int], most: int) -> set[Path]:
+    """Return at most `most` files: the first of each class, then the second of each, and so on."""
+    seen: Counter[int] = Counter()
+    order = []
+    for path in sorted(labels):
+        order.append((seen[labels[path]], path))
+        seen[labels[path]] += 1
+    return {path for _, path in sorted(order)[:most]}
+
+
+def _delete_others(labels: Mapping[Path, int], kept: set[Path]) -> None:
+    for path in labels:
+        if path not in kept:
+            path.unlink(missing_ok=True)  # a clip that was not saved has no file
+            path.with_suffix(".png").unlink(missing_ok=True)
 
 
 @torch.no_grad()

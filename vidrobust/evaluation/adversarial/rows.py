@@ -35,6 +35,7 @@ from vidrobust.evaluation.adversarial.broken_clips import (
     BrokenClip,
     broken_clips,
     save_broken_clips,
+    select_broken_clips,
 )
 from vidrobust.evaluation.adversarial.fingerprint import change_maps, change_per_frame
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
@@ -108,6 +109,8 @@ def evaluate_robust(
     numbers = missing[distributed.rank() :: distributed.world()]
     _attack_groups(settings, attack, dataset, groups, numbers)
     rows = merged(settings.out, "results", "threat", keys)
+    if attack.pictures and distributed.rank() == 0:
+        select_broken_clips(settings.out / "clips", attack.pictures)
     measured = [AttackRow.from_json(row) for row in rows]
     carried = carry_breaks(measured, attack.families)
     if attack.save != "none":
@@ -222,6 +225,9 @@ def _attack_groups(
     """
     predict = MicroBatches(settings.predict, settings.batch_size)
     ours = [groups[number] for number in numbers]
+    indices = {index for group in ours for index in group}
+    # a rank must not delete the clips of another one, which may be reading them
+    mine = indices.__contains__ if distributed.world() > 1 else lambda index: True
     if isinstance(dataset, SourceVideos):
         units = video_units(
             predict, dataset, ours, attack.crops, settings.device, settings.view_average
@@ -238,7 +244,7 @@ def _attack_groups(
         for number, unit in zip(numbers, units, strict=True):
             seed = np.random.SeedSequence([attack.seed, number])
             results = _attack_unit(unit, attack, seed, settings.out)
-            save_broken_clips(settings.out / "clips", results.pictures, attack.pictures)
+            save_broken_clips(settings.out / "clips", results.pictures, attack.pictures, mine)
             append([row.to_json() for row in results.rows])
             timing.write(json.dumps(results.seconds) + "\n")
             timing.flush()

@@ -176,7 +176,7 @@ def evaluate_corruptions(
     with appending(settings.out, _STEM) as append, worker_deaths(videos):
         for corrupted in corrupted_loader(videos, settings.workers):
             record = videos.records[corrupted.index]
-            if corrupted.index == indices[0]:
+            if distributed.rank() == 0:
                 save_pictures(settings.out / "corrupted", corrupted, videos.spec)
             predicted = _classify(predict, corrupted, settings, record)
             append(_rows(corrupted, record, predicted))

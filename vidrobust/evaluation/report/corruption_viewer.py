@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidrobust.evaluation.natural.corrupted_pictures import shown_video
 from vidrobust.evaluation.natural.corruption_summary import CorruptionTable
 from vidrobust.evaluation.report.clip_player import class_name
 from vidrobust.evaluation.report.page import data_uri
@@ -47,7 +48,7 @@ def corruption_viewer(
         return None
     folder = out / "corrupted"
     rows = [row for path in rank_files(out, "corruptions") for row in read_rows(path)]
-    index = min((row["index"] for row in rows), default=None)
+    index = shown_video(folder)
     shown = [row for row in rows if row["index"] == index]
     # all severities of all corruptions are equally wanted: the mildest and the strongest first
     wanted = sorted(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
 from vidrobust.evaluation.adversarial.curve import CurvePoint
-from vidrobust.evaluation.adversarial.fingerprint import FRAMES, fingerprint
+from vidrobust.evaluation.adversarial.fingerprint import fingerprint
 from vidrobust.evaluation.report.page import data_uri
 from vidrobust.evaluation.report.svg_charts import Bar, bar_chart
 
@@ -60,16 +60,16 @@ def _of_kind(points: Sequence[CurvePoint], rows: Sequence[AttackRow]) -> KindOfT
     if found is None:
         return KindOfThreat(largest.threat, 0, None, "", 0.0, breaks)
     every = max(1, -(-len(found.frames) // _LABELS))
-    # rows of longer clips hold parts of equal length
-    what = "frame" if len(found.frames) < FRAMES else "part of the clip"
+    # a value per frame, or of longer clips per part of equal length
+    count = len(found.frames)
     bars = [
-        Bar(str(t), value, f"{what} {t}: {255 * value:.3g}/255")
+        Bar(str(t), value, f"time {t + 1} of {count}: {255 * value:.3g}/255")
         for t, value in enumerate(found.frames)
     ]
     return KindOfThreat(
         largest.threat,
         found.n,
-        bar_chart(bars, f"Change by {what} under {largest.threat}", what, every),
+        bar_chart(bars, f"Change over time under {largest.threat}", "time", every),
         _picture(found.place),
         255 * float(found.place.max()),
         breaks,
@@ -84,7 +84,7 @@ def _breaks(points: Sequence[CurvePoint]) -> Markup:
     before = n - wrong
     for point in points:
         right = round(point.robust_acc * n)
-        size = point.threat.rpartition("-")[2]
+        size = point.threat.removeprefix(f"{point.kind}-")
         broken = before - right
         bars.append(Bar(size, broken, f"{broken} of {n} videos break first at {point.threat}"))
         before = right
