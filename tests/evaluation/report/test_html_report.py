@@ -27,6 +27,7 @@ from vidrobust.evaluation.adversarial.fingerprint import (
 )
 from vidrobust.evaluation.natural.corrupted_pictures import save_pictures, shown_video
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
+from vidrobust.evaluation.report.clip_player import shown_clips
 from vidrobust.evaluation.report.html_report import write_html
 from vidrobust.evaluation.report.page import LARGEST
 from vidrobust.evaluation.report.svg_charts import Line, Point, line_chart
@@ -200,6 +201,36 @@ def test_the_file_stays_within_its_budget_whatever_was_measured(tmp_path):
     assert 5 < shown < 24
     # the clip of 64 frames, 5 MB of noise, is shown with fewer, which the page says
     assert re.search(r"\d+ of 64 frames shown", text)
+    assert f"{24 - shown} more in clips/ did not fit" in text
+
+
+def test_each_kind_of_threat_has_a_clip(tmp_path):
+    kinds = ["linf", "border2-linf", "flicker-linf", "l2", "patch8-linf"]
+    for number, kind in enumerate(kinds):
+        clips = [replace(_clip(10 * number + i, frames=8, size=64), kind=kind) for i in (0, 1)]
+        save_broken_clips(tmp_path, clips, 2)
+    paths = sorted(tmp_path.glob("*.npz"))
+    one = shown_clips(paths[:1], ["a", "b"], kinds, 10**9)[0].size
+    clips = shown_clips(paths, ["a", "b"], kinds, 4 * one)
+    assert len(clips) == 5  # one of each, in the order of the kinds, and none whole
+    assert sum(clip.size for clip in clips) <= 4 * one
+    assert {len(clip.frames) for clip in clips} <= {5, 6}
+
+
+def test_cells_lead_to_clips_that_are_kept_and_to_no_others(tmp_path):
+    text = _page(tmp_path, ["a", "b", "c"], n=60, clips=[_clip(0)])
+    buttons = [b for b in parsed(text).iter("button") if "to-clips" in b.get("class", "")]
+    # one in the matrix under the attack, and the class itself
+    pairs = {(b.get("data-true"), b.get("data-taken")) for b in buttons}
+    assert len(buttons) == 2 and pairs == {("a", "b"), ("a", "")}
+
+
+def test_budgets_of_different_orders_have_charts_of_their_own(tmp_path):
+    points = robust_curve(_rows(["a"], 5), [parse_threat(name) for name in THREATS])
+    patch = replace(points[-1], threat="patch8-linf-1", kind="patch8-linf", eps=1.0)
+    text = _page(tmp_path, ["a"], n=5, curve=[*points, patch])
+    # linf-2/255 and flicker-linf-8/255 on one axis, the patch on another
+    assert text.count("<figcaption><ul") == 2
 
 
 def test_what_the_page_counts_is_what_the_rows_say(tmp_path):

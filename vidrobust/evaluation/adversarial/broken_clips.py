@@ -36,6 +36,11 @@ class BrokenClip:
     device: torch.device
 
 
+def file_part(kind: str) -> str:
+    """Return the kind of a threat as part of a file name."""
+    return kind.replace("@", "-at-")
+
+
 def broken_clips(
     unit: Unit,
     rows: Sequence[int],
@@ -54,7 +59,7 @@ def broken_clips(
         killed_by: the attack that broke each clip.
         threat: the budget.
     """
-    kind = threat.kind.replace("@", "-at-")  # part of a file name
+    kind = file_part(threat.kind)
     clean, adv = predictions
     clips = []
     for i in rows:

@@ -14,6 +14,7 @@ from PIL import Image
 from vidrobust.evaluation.report.page import data_uri
 
 _FPS = 8.0  # where the rate of a clip is not known
+_MOST = 64  # frames of a clip that are shown
 _FEWEST = 4  # frames that a clip keeps when it must be shortened
 
 
@@ -24,7 +25,6 @@ class ShownClip:
     Attributes:
         uid: name of the video.
         threat: the budget.
-        kind: the threat without its size, as part of the file's name.
         attack: which attack broke it; "" in files of earlier revisions.
         true: name of its class.
         clean: name of the class that is predicted without an attack.
@@ -45,7 +45,6 @@ class ShownClip:
 
     uid: str
     threat: str
-    kind: str
     attack: str
     true: str
     clean: str
@@ -67,28 +66,35 @@ class ShownClip:
         return len(self.original) + len(self.adversarial)
 
 
-def shown_clips(paths: Sequence[Path], classes: Sequence[str], most: int) -> list[ShownClip]:
-    """Return as many clips as fit into a number of bytes, those of all kinds of threat in turn.
+def shown_clips(
+    paths: Sequence[Path], classes: Sequence[str], kinds: Sequence[str], most: int
+) -> list[ShownClip]:
+    """Return as many clips as fit into a number of bytes, at least one of each kind of threat.
 
-    A clip of more than a third of all bytes is shown with fewer frames, which the page says.
+    The first clip of each kind has an equal part of the bytes, at most a third; what is left goes
+    to all other clips in turn. A clip that is too large is shown with fewer frames, which the page
+    says.
 
     Args:
         paths: the .npz files, named KIND-NUMBER.npz.
         classes: names of the classes.
+        kinds: kinds of threats as parts of file names, the most important first.
         most: bytes of all clips.
     """
-    by_kind: dict[str, list[Path]] = {}
+    by_kind: dict[str, list[Path]] = {kind: [] for kind in kinds}
     for path in sorted(paths):
         by_kind.setdefault(path.stem.rpartition("-")[0], []).append(path)
-    in_turn = [path for path in chain(*zip_longest(*by_kind.values())) if path is not None]
-    clips = []
-    left = most
-    for path in in_turn:
-        clip = _shown(path, classes, min(left, max(most // 3, 1)))
+    groups = [group for group in by_kind.values() if group]
+    # no clip takes more than a third, so that there are several
+    clips = [_shown(group[0], classes, most // max(len(groups), 3)) for group in groups]
+    left = most - sum(clip.size for clip in clips if clip)
+    others = chain(*zip_longest(*(group[1:] for group in groups)))
+    for path in (path for path in others if path is not None):
+        clip = _shown(path, classes, min(left, most // 3))
         if clip:
             clips.append(clip)
             left -= clip.size
-    return clips
+    return [clip for clip in clips if clip]
 
 
 def _shown(path: Path, classes: Sequence[str], most: int) -> ShownClip | None:
@@ -106,20 +112,20 @@ def _shown(path: Path, classes: Sequence[str], most: int) -> ShownClip | None:
     adversarial = content["adversarial"].astype(np.float64).clip(0, 1)
     twin = (255 * adversarial).round().astype(np.uint8).transpose(1, 2, 3, 0)
     total = len(clip)
-    count = min(total, 64)
-    while True:
+    # the size of one frame says about how many fit: encoding all of a large clip takes seconds
+    middle = np.array([total // 2])
+    one = _with_frames(content, classes, clip, twin, middle).size
+    count = min(total, _MOST, int(most / one))
+    while count >= min(_FEWEST, total):
         frames = np.linspace(0, total - 1, count).round().astype(int)
-        shown = _with_frames(path, content, classes, clip, twin, frames)
+        shown = _with_frames(content, classes, clip, twin, frames)
         if shown.size <= most:
             return shown
-        if count <= min(_FEWEST, total):
-            return None
-        # at least a frame less; sizes are about proportional to the number of frames
-        count = max(min(count - 1, int(count * most / shown.size)), min(_FEWEST, total))
+        count = min(count - 1, int(count * most / shown.size))
+    return None
 
 
 def _with_frames(
-    path: Path,
     content: dict[str, Any],
     classes: Sequence[str],
     clip: np.ndarray,
@@ -129,8 +135,7 @@ def _with_frames(
     """Return a clip with some of its frames.
 
     Args:
-        path: of the .npz file.
-        content: of the file.
+        content: of the .npz file.
         classes: names of the classes.
         clip: (T, H, W, 3) uint8.
         twin: the adversarial clip, (T, H, W, 3) uint8.
@@ -143,7 +148,6 @@ def _with_frames(
     return ShownClip(
         uid=str(content["uid"]),
         threat=str(content["threat"]),
-        kind=path.stem.rpartition("-")[0],
         attack=str(content.get("killed_by", "")),
         true=class_name(classes, int(content["label"])),
         clean=class_name(classes, int(content["clean_pred"])),

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from vidrobust.attacks import parse_threat
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
+from vidrobust.evaluation.adversarial.broken_clips import file_part
 from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import carry_breaks
 from vidrobust.evaluation.adversarial.suites import families
@@ -107,6 +108,8 @@ def write_html(
     rows = _attack_rows(out, summary)
     largest = worst(summary.curve)
     names = used(summary)
+    paths = sorted((out / "clips").glob("*.npz"))
+    clips = _clips(paths, summary, classes)
     text = render(
         "report.html",
         title=f"{summary.dataset}: {verdict(summary)}",
@@ -117,7 +120,9 @@ def write_html(
         chance=summary.chance,
         charts=_charts(summary, baseline),
         baseline=baseline,
-        clips=_clips(out, summary, classes),
+        clips=clips,
+        clips_kept=len(paths),
+        pairs={(clip.true, clip.taken) for clip in clips},
         fingerprints=fingerprints(summary.curve, rows),
         corruptions=corruption_viewer(out, summary, classes, _PICTURES),
         classes=_classes(out, summary, rows, classes, largest),
@@ -129,10 +134,11 @@ def write_html(
     write_page(out / "report.html", text)
 
 
-def _clips(out: Path, summary: Summary, classes: Sequence[str]) -> list[ShownClip]:
+def _clips(paths: Sequence[Path], summary: Summary, classes: Sequence[str]) -> list[ShownClip]:
     """Return the clips to show, in the order of the threats."""
-    clips = shown_clips(sorted((out / "clips").glob("*.npz")), classes, _CLIPS)
     place = {threat: number for number, threat in enumerate(summary.threats)}
+    kinds = list(dict.fromkeys(file_part(point.kind) for point in summary.curve))
+    clips = shown_clips(paths, classes, kinds, _CLIPS)
     return sorted(clips, key=lambda clip: place.get(clip.threat, len(place)))
 
 
@@ -186,46 +192,68 @@ def _environment(out: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of robust accuracy: for threats of one norm, with its legend and its numbers."""
+    """A chart of robust accuracy, with its legend and its numbers."""
 
-    norm: str
     drawing: Markup
     legend: Markup
     rows: list[list[str]]
 
 
+_RATIO = 8  # of the largest budgets of the kinds in one chart
 _UNITS = {"linf": "largest change of a pixel, /255", "l2": "L2 norm", "l1": "L1 norm"}
 
 
 def _charts(summary: Summary, baseline: Baseline | None) -> list[Chart]:
-    """Return a chart per norm, with a line per kind of threat."""
+    """Return a chart per norm and order of budgets, with a line per kind of threat."""
     charts = []
     for norm in dict.fromkeys(point.norm for point in summary.curve if point.eps > 0):
-        lines = _lines(summary, norm)
-        if baseline:
-            shown = {line.name for line in lines}
-            others = [line for line in _lines(baseline.summary, norm) if line.name in shown]
-            lines += [
-                Line(f"{line.name}, {baseline.name}", line.points, grey=True) for line in others
-            ]
-        lines += _random_weights(summary, max(p.x for line in lines for p in line.points))
-        label = f"budget: {_UNITS.get(norm, 'largest L2 norm of a frame')}"
-        charts.append(
-            Chart(
-                norm,
-                line_chart(lines, label, "accuracy, %", f"Robust accuracy by {label}"),
-                legend(lines),
-                [[line.name, point.note] for line in lines for point in line.points],
+        for kinds in _alike(summary.curve, norm):
+            lines = _lines(summary, norm, kinds)
+            if baseline:
+                others = _lines(baseline.summary, norm, kinds)
+                lines += [
+                    Line(f"{line.name}, {baseline.name}", line.points, grey=True) for line in others
+                ]
+            lines += _random_weights(summary, max(p.x for line in lines for p in line.points))
+            label = f"budget: {_UNITS.get(norm, 'largest L2 norm of a frame')}"
+            charts.append(
+                Chart(
+                    line_chart(lines, label, "accuracy, %", f"Robust accuracy by {label}"),
+                    legend(lines),
+                    [[line.name, point.note] for line in lines for point in line.points],
+                )
             )
-        )
     return charts
 
 
-def _lines(summary: Summary, norm: str) -> list[Line]:
-    """Return a line per kind of threat, which begins at the accuracy without an attack."""
+def _alike(curve: Sequence[CurvePoint], norm: str) -> list[list[str]]:
+    """Return the kinds of threat of a norm, those of similar budgets together.
+
+    A patch of any colour and a change of 1/255 of every pixel do not fit on one axis.
+    """
+    largest: dict[str, float] = {}
+    for point in curve:
+        if point.norm == norm and point.eps > 0:
+            largest[point.kind] = max(largest.get(point.kind, 0.0), point.eps)
+    groups: list[list[str]] = []
+    for kind in sorted(largest, key=lambda kind: largest[kind]):
+        if not groups or largest[kind] > _RATIO * largest[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(kind)
+    return groups
+
+
+def _lines(summary: Summary, norm: str, wanted: Sequence[str]) -> list[Line]:
+    """Return a line per kind of threat, which begins at the accuracy without an attack.
+
+    Args:
+        summary: of an evaluation.
+        norm: of the threats.
+        wanted: the kinds.
+    """
     kinds: dict[str, list[CurvePoint]] = {}
     for point in summary.curve:
-        if point.norm == norm and point.eps > 0:
+        if point.kind in wanted and point.eps > 0:
             kinds.setdefault(point.kind, []).append(point)
     unit = 255 if norm == "linf" else 1
     lines = []
