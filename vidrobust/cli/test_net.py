@@ -18,7 +18,7 @@ from statistics import fmean
 from vidrobust import config
 from vidrobust.cli import common
 from vidrobust.cli.subject import asked_splits, check_protocol_options, subject_of
-from vidrobust.evaluation import require_baseline, rewrite_report
+from vidrobust.evaluation import check_baseline, require_baseline, rewrite_report
 from vidrobust.evaluation.accuracy_limits import (
     accuracies,
     below,
@@ -115,8 +115,10 @@ def _measured(
         found: list[dict[str, float]] = []
         run_splits(cfg, partial(_measure_split, args, found), folder)
         return folder, {key: fmean(each[key] for each in found) for key in found[0]}
-    if args.baseline:
+    if args.baseline and args.report_only:
         require_baseline(args.baseline, cfg.eval.name)
+    elif args.baseline:
+        check_baseline(args.baseline, cfg)
     # from the results in the folder, without attacks
     if args.report_only:
         folder = report_folder(cfg, subject, out)

@@ -12,8 +12,8 @@ from vidrobust.evaluation.natural.bias import check_bias, evaluate_bias
 from vidrobust.evaluation.natural.bias_summary import bias_table
 from vidrobust.evaluation.natural.corruption import evaluate_corruptions
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
+from vidrobust.evaluation.report.baseline import check_baseline, require_baseline
 from vidrobust.evaluation.report.contact_sheet import contact_sheet
-from vidrobust.evaluation.report.html_report import require_baseline
 from vidrobust.evaluation.report.markdown import rewrite_report
 from vidrobust.evaluation.representation.features import (
     FeatureSettings,
@@ -50,6 +50,7 @@ __all__ = [
     "Summary",
     "bias_table",
     "build_lists",
+    "check_baseline",
     "check_bias",
     "check_evaluation",
     "check_suite",

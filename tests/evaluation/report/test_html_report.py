@@ -27,13 +27,15 @@ from vidrobust.evaluation.adversarial.fingerprint import (
 )
 from vidrobust.evaluation.natural.corrupted_pictures import save_pictures, shown_video
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
+from vidrobust.evaluation.report.baseline import read_baseline
 from vidrobust.evaluation.report.clip_player import shown_clips
 from vidrobust.evaluation.report.html_report import write_html
 from vidrobust.evaluation.report.page import LARGEST
-from vidrobust.evaluation.report.svg_charts import Line, Point, line_chart
+from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_chart
 from vidrobust.evaluation.report.verdict import verdict
 from vidrobust.evaluation.representation.knn_and_probe import Accuracy
-from vidrobust.evaluation.summary import Summary
+from vidrobust.evaluation.summary import Summary, write_summary
+from vidrobust.utils.errors import UserError
 
 NASTY = (
     "<script>alert(1)</script>",
@@ -401,6 +403,54 @@ def test_the_verdict_says_the_numbers_in_words(changes, expected):
     ]
     values = {"curve": curve, "clean_acc": 0.78}
     assert verdict(_summary(["a", "b"], 40, **values | changes)).startswith(expected)
+
+
+def test_no_two_lines_of_a_chart_look_alike():
+    points = [Point(0, 1.0, 0.9, 1.0, "a"), Point(4, 0.5, 0.4, 0.6, "b")]
+    lines = [Line(f"x{i}", points) for i in range(8)] + [Line("y", points, grey=True)] * 4
+    text = str(line_chart(lines, "budget", "accuracy", "t"))
+    drawn = re.findall(r'<g class="(\w+)"><polygon.*?class="curve ?([^"]*)"', text)
+    assert len(drawn) == 12 and len(set(drawn)) == 12
+    assert len(set(re.findall(r'<li class="([^"]*)"', str(legend(lines))))) == 12
+
+
+def _baseline(folder, videos, n=2, **others):
+    """Write an evaluation of videos, (uid, label) each, that serves as a baseline."""
+    folder.mkdir(parents=True)
+    rows = [json.dumps({"uid": uid, "label": label}) + "\n" for uid, label in videos]
+    (folder / "predictions.jsonl").write_text("".join(rows))
+    curve = robust_curve(_rows(["a"], n), [parse_threat(name) for name in THREATS])
+    summary = _summary(["a"], n, curve=curve, clean_acc=0.8, threats=THREATS, **others)
+    write_summary(folder / "summary.json", summary)
+    return summary
+
+
+def test_a_baseline_of_the_same_videos_is_drawn_and_says_what_differs(tmp_path):
+    videos = [("v0", 0), ("v1", 0)]
+    ours = _baseline(tmp_path / "one/eval/pgd", videos, suite="autoattack")
+    _baseline(tmp_path / "two/eval/pgd", videos, suite="pgd-20x1", manifest_sha="other training")
+    found = read_baseline(tmp_path / "two", tmp_path / "one/eval/pgd", ours)
+    assert found.differences == ["attack pgd-20x1"] and found.name == "two/eval/pgd"
+    write_html(tmp_path / "one/eval/pgd", ours, ["a"], {}, found)
+    text = (tmp_path / "one/eval/pgd/report.html").read_text(encoding="utf-8")
+    assert "linf, two/eval/pgd" in text and "measured otherwise: attack pgd-20x1" in text
+
+
+@pytest.mark.parametrize(
+    ("videos", "others", "message"),
+    [
+        ([("v0", 0), ("w", 0)], {}, "other videos: test videos;"),
+        ([("v0", 0), ("v1", 0)], {"n": 1}, r"eval.limit \(1 videos, here 2\)"),
+        ([("v0", 0), ("v1", 0)], {"unit": "video"}, r"eval.unit \(video, here clip\)"),
+    ],
+)
+def test_a_baseline_of_other_videos_is_refused(videos, others, message, tmp_path):
+    ours = _baseline(tmp_path / "one/eval/pgd", [("v0", 0), ("v1", 0)])
+    _baseline(tmp_path / "two/eval/pgd", videos, **others)
+    with pytest.raises(UserError, match=message):
+        read_baseline(tmp_path / "two", tmp_path / "one/eval/pgd", ours)
+    with pytest.raises(UserError, match="holds no finished evaluation"):
+        read_baseline(tmp_path / "three", tmp_path / "one/eval/pgd", ours)
 
 
 # --- In a browser ---

@@ -8,7 +8,7 @@ from vidrobust.attacks import ATTACKS, parse_threat
 from vidrobust.corruptions import BENCHMARKS
 from vidrobust.evaluation.adversarial.curve import robust_curve
 from vidrobust.evaluation.adversarial.suites import SUITES
-from vidrobust.evaluation.report.methods_text import bibtex, methods_text, references, used
+from vidrobust.evaluation.report.methods_text import Effort, bibtex, methods_text, references, used
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
 
 
@@ -32,6 +32,35 @@ def test_entries_agree_with_the_documented_references():
         assert f"title = {{{{{title}}}}}" in each.text
         assert not number or f"eprint = {{{number}}}" in each.text
         assert each.text.count("{") == each.text.count("}") and "uses =" not in each.text
+
+
+@pytest.mark.parametrize(
+    ("checks", "doubts", "said"),
+    [
+        (None, 0, None),
+        (0, 0, "Model and attack were not checked before."),
+        (8, 0, "on 8 clips \\cite{athalye2018obfuscated} gave no warning."),
+        (8, 2, "on 8 clips \\cite{athalye2018obfuscated} gave 2 warnings."),
+    ],
+)
+def test_the_text_says_of_self_checks_what_was_done(checks, doubts, said):
+    points = robust_curve(_rows(["a", "b"], 9), [parse_threat("linf-1/255")])
+    summary = _summary(
+        ["a", "b"], 9, curve=points, attacks=["pgd"], suite="pgd-20x1", checks=checks
+    )
+    # warnings of other parts do not count
+    summary.warnings.append("the probe is not above random")
+    text = " ".join(methods_text(summary, Effort(doubts, 12.3)))
+    assert "in all, 12 s." in text
+    assert (said in text) if said else ("checked" not in text and "Checks" not in text)
+    assert ("athalye" in bibtex(used(summary))) == bool(checks)
+
+
+def test_latex_reads_the_text_as_it_is_meant():
+    text = " ".join(methods_text(_summary(["a"], 9, dataset="ucf101_mini & 50 %")))
+    assert r"ucf101\_mini \& 50 \%" in text and "95\\% Wilson" in text
+    without = re.sub(r"\\cite\{[^}]*\}|\\[%&_#${}]", "", text)
+    assert not re.search(r"[%&_#$^~{}\\]", without)
 
 
 def test_everything_that_an_evaluation_names_has_a_reference():

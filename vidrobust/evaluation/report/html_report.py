@@ -1,5 +1,6 @@
 """Write report.html: an evaluation in one file, with its clips."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,82 +12,24 @@ from vidrobust.attacks import parse_threat
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
 from vidrobust.evaluation.adversarial.broken_clips import file_part
 from vidrobust.evaluation.adversarial.curve import CurvePoint
-from vidrobust.evaluation.adversarial.rows import carry_breaks
+from vidrobust.evaluation.adversarial.rows import carry_breaks, timings
 from vidrobust.evaluation.adversarial.suites import families
+from vidrobust.evaluation.report.baseline import Baseline
 from vidrobust.evaluation.report.class_sections import ClassSection, class_section
 from vidrobust.evaluation.report.clip_player import ShownClip, shown_clips
 from vidrobust.evaluation.report.corruption_viewer import corruption_viewer
 from vidrobust.evaluation.report.fingerprint_charts import fingerprints
-from vidrobust.evaluation.report.methods_text import bibtex, methods_text, used
+from vidrobust.evaluation.report.methods_text import Effort, bibtex, methods_text, used
 from vidrobust.evaluation.report.page import html_of, render, write_page
 from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_chart
 from vidrobust.evaluation.report.verdict import verdict, worst
 from vidrobust.evaluation.results import rank_files
-from vidrobust.evaluation.summary import Summary, read_summary
+from vidrobust.evaluation.summary import Summary
 from vidrobust.utils.atomic_files import read_json, read_rows
-from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
 
 _CLIPS = 4_500_000  # bytes of all clips; the rest of a page's budget is for tables and pictures
 _PICTURES = 1_500_000  # bytes of the pictures of corruptions
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """Another evaluation, drawn in grey.
-
-    Attributes:
-        name: of its folder.
-        summary: what it measured, on the same videos.
-    """
-
-    name: str
-    summary: Summary
-
-
-def require_baseline(folder: Path, name: str) -> Path:
-    """Return the folder of another evaluation.
-
-    Args:
-        folder: of the evaluation, or of its run, whose evaluation of the same name is taken.
-        name: of the evaluation.
-
-    Raises:
-        UserError: for a folder without it.
-    """
-    places = [folder, folder / "eval" / name]
-    found = next((place for place in places if (place / "summary.json").is_file()), None)
-    if found is None:
-        raise UserError(
-            f"--baseline {folder}: holds no finished evaluation, and no eval/{name} with one; name"
-            " the folder with its summary.json"
-        )
-    return found
-
-
-def read_baseline(folder: Path, name: str, summary: Summary) -> Baseline:
-    """Read another evaluation of the same videos.
-
-    Args:
-        folder: as for `require_baseline`.
-        name: of the evaluation.
-        summary: of the evaluation that it is compared with.
-
-    Raises:
-        UserError: for a folder without it, and for an evaluation of other videos.
-    """
-    found = require_baseline(folder, name)
-    other = read_summary(found / "summary.json")
-    ours = {"videos": summary.manifest_sha, "number": summary.n, "unit": summary.unit}
-    theirs = {"videos": other.manifest_sha, "number": other.n, "unit": other.unit}
-    if ours != theirs:
-        differ = ", ".join(key for key, value in ours.items() if theirs[key] != value)
-        raise UserError(
-            f"--baseline {found}: was measured on other videos ({differ} differ:"
-            f" {other.dataset}, n = {other.n}; here {summary.dataset}, n = {summary.n}); evaluate"
-            " it with the same data and eval.limit"
-        )
-    return Baseline(str(found), other)
 
 
 def write_html(
@@ -127,7 +70,7 @@ def write_html(
         corruptions=corruption_viewer(out, summary, classes, _PICTURES),
         classes=_classes(out, summary, rows, classes, largest),
         sections={name: html_of(lines, out) for name, lines in sections.items() if lines},
-        methods=methods_text(summary),
+        methods=methods_text(summary, _effort(out)),
         bibtex=bibtex(names),
         environment=_environment(out),
     )
@@ -179,6 +122,14 @@ def _facts(out: Path, summary: Summary) -> list[tuple[str, str]]:
         ("Command", str(environment.get("command", ""))),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _effort(out: Path) -> Effort:
+    """Return what the attacks cost, from the files of an evaluation."""
+    path = out / "checks.json"
+    doubts = json.loads(path.read_bytes()) if path.is_file() else []
+    seconds = sum(sum(attacks.values()) for attacks in timings(out).values())
+    return Effort(len(doubts), seconds)
 
 
 def _environment(out: Path) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import timings
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
+from vidrobust.evaluation.report.baseline import Baseline, read_baseline
 from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.evaluation.report.calibration_tables import calibration_lines
 from vidrobust.evaluation.report.card import write_card
 from vidrobust.evaluation.report.corruption_tables import corruption_lines
 from vidrobust.evaluation.report.geometry_tables import geometry_lines
-from vidrobust.evaluation.report.html_report import Baseline, read_baseline, write_html
+from vidrobust.evaluation.report.html_report import write_html
 from vidrobust.evaluation.report.open_set_text import open_set_lines
 from vidrobust.evaluation.report.representation_tables import representation_lines
 from vidrobust.evaluation.report.retrieval_tables import retrieval_lines
@@ -64,7 +65,7 @@ def rewrite_report(
             f"{out} holds no finished evaluation (no summary.json); evaluate without --report-only"
         )
     summary = read_summary(out / "summary.json")
-    other = read_baseline(baseline, out.name, summary) if baseline else None
+    other = read_baseline(baseline, out, summary) if baseline else None
     write_report(out, summary, classes_of(out), other)
     write_card(out, summary, card or config.CardConfig())
 

@@ -9,6 +9,7 @@ from importlib import resources
 from vidrobust.corruptions import BENCHMARKS, SEVERITIES
 from vidrobust.evaluation.adversarial.suites import SUITES
 from vidrobust.evaluation.summary import Summary
+from vidrobust.utils.latex import latex_escape
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def used(summary: Summary) -> set[str]:
         names |= {f"norm:{point.norm}" for point in summary.curve}
         suite = (summary.suite or "").partition(",")[0]
         names |= {f"suite:{suite}"} if SUITES.get(suite, suite) != suite else set()
-        names.add("measure:checks")
+        names |= {"measure:checks"} if summary.checks else set()
     if summary.retrieval:
         names.add(f"retrieval:{summary.retrieval.similarity}")
     if summary.corruption:
@@ -109,14 +110,27 @@ def cited(names: set[str], prefix: str) -> str:
     return f" \\cite{{{','.join(keys)}}}" if keys else ""
 
 
-def methods_text(summary: Summary) -> list[str]:
-    """Return paragraphs that describe the evaluation, with \\cite commands."""
+@dataclass(frozen=True)
+class Effort:
+    """What the attacks of an evaluation cost.
+
+    Attributes:
+        doubts: lines of its self-checks.
+        seconds: of all attacks.
+    """
+
+    doubts: int = 0
+    seconds: float = 0.0
+
+
+def methods_text(summary: Summary, effort: Effort | None = None) -> list[str]:
+    r"""Return paragraphs for LaTeX that describe the evaluation, with \cite commands."""
     names = used(summary)
     return [
         line
         for line in (
             _representation(summary, names),
-            _attacks(summary, names),
+            _attacks(summary, names, effort or Effort()),
             _corruptions(summary, names),
             _cues(summary, names),
         )
@@ -130,17 +144,17 @@ def _representation(summary: Summary, names: set[str]) -> str:
     learned = (
         f" It was fitted to {summary.train_videos} training videos." if summary.train_videos else ""
     )
-    few = f" Labels: {summary.labels} of each class." if summary.labels else ""
-    intervals = cited(names, "measure:intervals")
+    few = f" Labels: {latex_escape(summary.labels)} of each class." if summary.labels else ""
     return (
-        f"We evaluate on {summary.dataset} ({summary.split}) with {views} views (clips x crops) per"
-        f" video, averaging {summary.view_average}. The classifier is the {summary.classifier}"
-        f" (protocol {summary.protocol}{cited(names, 'protocol:')}).{learned}{few} Intervals of"
-        f" accuracies are 95 % Wilson intervals{intervals}."
+        f"We evaluate on {latex_escape(summary.dataset)} ({latex_escape(summary.split)}) with"
+        f" {views} views (clips x crops) per video, averaging {summary.view_average}. The"
+        f" classifier is the {latex_escape(summary.classifier)} (protocol"
+        f" {latex_escape(summary.protocol)}{cited(names, 'protocol:')}).{learned}{few} Intervals of"
+        f" accuracies are 95\\% Wilson intervals{cited(names, 'measure:intervals')}."
     )
 
 
-def _attacks(summary: Summary, names: set[str]) -> str:
+def _attacks(summary: Summary, names: set[str], effort: Effort) -> str:
     """Return how clips were attacked; "" without attacks."""
     if not summary.curve:
         return ""
@@ -155,21 +169,29 @@ def _attacks(summary: Summary, names: set[str]) -> str:
         if summary.eot > 1
         else ""
     )
+    seconds = f", {effort.seconds:.0f} s" if effort.seconds >= 1 else ""
+    suite = latex_escape(summary.suite or "")
     return (
-        f"We attack {target} of {summary.n} videos with {summary.suite}{attacks} under the threats"
-        f" {', '.join(summary.threats)}, with pixel values in [0, 1]. A video counts as robust"
-        " if it is classified rightly and no attack changes the prediction, at this budget and at"
-        f" all smaller ones.{random} The attacks took {passes} forward and backward passes of"
-        f" clips in all. Self-checks of model and attack{cited(names, 'measure:checks')} gave"
-        f" {_count(len(summary.warnings))}."
+        f"We attack {target} of {summary.n} videos with {suite}{attacks}"
+        f" under the threats {latex_escape(', '.join(summary.threats))}, with pixel values in"
+        " [0, 1]. A video counts as robust if it is classified rightly and no attack changes the"
+        f" prediction, at this budget and at all smaller ones.{random} The attacks took {passes}"
+        f" forward and backward passes of clips in all{seconds}."
+        f"{_self_checks(summary, names, effort)}"
     )
 
 
-def _count(warnings: int) -> str:
-    """Return the number of warnings in words."""
-    if not warnings:
-        return "no warning"
-    return "1 warning" if warnings == 1 else f"{warnings} warnings"
+def _self_checks(summary: Summary, names: set[str], effort: Effort) -> str:
+    """Return a sentence about the self-checks; "" for evaluations that do not say."""
+    if summary.checks is None:
+        return ""
+    if not summary.checks:
+        return " Model and attack were not checked before."
+    doubts = {0: "no warning", 1: "1 warning"}.get(effort.doubts, f"{effort.doubts} warnings")
+    return (
+        f" Checks of model and attack on {summary.checks} clips{cited(names, 'measure:checks')}"
+        f" gave {doubts}."
+    )
 
 
 def _corruptions(summary: Summary, names: set[str]) -> str:
@@ -185,7 +207,7 @@ def _corruptions(summary: Summary, names: set[str]) -> str:
     )
     scale = f"severities {severities} of {len(SEVERITIES)}"
     return (
-        f"We corrupt {table.n} videos by {', '.join(table.corruptions)}"
+        f"We corrupt {table.n} videos by {latex_escape(', '.join(table.corruptions))}"
         f"{cited(names, 'corruptions:')} at {scale}, applied to {place}, and report the mean"
         f" accuracy over corruptions and severities{cited(names, 'measure:mpc')}."
     )
@@ -197,7 +219,7 @@ def _cues(summary: Summary, names: set[str]) -> str:
     if summary.bias:
         views = ", ".join(name for name in summary.bias.views if name != "clean")
         sentences.append(
-            f"Cues are measured by the accuracy on {summary.bias.n} videos as {views}"
+            f"Cues are measured by the accuracy on {summary.bias.n} videos as {latex_escape(views)}"
             f"{cited(names, 'bias:') or cited(names, 'measure:bias')}."
         )
     if summary.calibration:

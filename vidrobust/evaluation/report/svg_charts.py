@@ -84,13 +84,9 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, title: str) ->
         return bottom - (bottom - _TOP) * min(max(y, 0.0), 1.0)
 
     parts = [_y_axis(up, right, y_label), _x_axis(across, bottom, largest, x_label)]
-    coloured = 0
     # lines to compare with lie below the others
-    for line in sorted(lines, key=lambda each: not each.grey):
-        kind = "cgrey" if line.grey else colour_class(coloured)
-        dashed = line.grey or coloured >= COLOURS
-        coloured += not line.grey
-        parts.append(_drawn(line, across, up, kind, dashed))
+    drawn = sorted(zip(lines, _styles(lines), strict=True), key=lambda each: not each[0].grey)
+    parts += [_drawn(line, across, up, style) for line, style in drawn]
     return element(
         "svg",
         Markup().join(parts),
@@ -100,8 +96,23 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, title: str) ->
     )
 
 
-def _drawn(line: Line, across: Scale, up: Scale, kind: str, dashed: bool) -> Markup:
+def _styles(lines: Sequence[Line]) -> list[tuple[str, str]]:
+    """Return the classes of colour and dashes of each line; no two lines have the same."""
+    styles = []
+    coloured, grey = 0, 0
+    for line in lines:
+        if line.grey:
+            styles.append(("cgrey", f"dashed d{grey % 4}"))
+            grey += 1
+        else:
+            styles.append((colour_class(coloured), "dashed" if coloured >= COLOURS else ""))
+            coloured += 1
+    return styles
+
+
+def _drawn(line: Line, across: Scale, up: Scale, style: tuple[str, str]) -> Markup:
     """Return a line with its band and points."""
+    kind, dashes = style
     upper = [f"{across(p.x):.1f},{up(p.high):.1f}" for p in line.points]
     lower = [f"{across(p.x):.1f},{up(p.low):.1f}" for p in reversed(line.points)]
     middle = " ".join(f"{across(p.x):.1f},{up(p.y):.1f}" for p in line.points)
@@ -121,7 +132,7 @@ def _drawn(line: Line, across: Scale, up: Scale, kind: str, dashed: bool) -> Mar
     return element(
         "g",
         element("polygon", class_="band", points=" ".join(upper + lower))
-        + element("polyline", class_="curve dashed" if dashed else "curve", points=middle)
+        + element("polyline", class_=f"curve {dashes}".strip(), points=middle)
         + Markup().join(dots),
         class_=kind,
     )
@@ -224,12 +235,8 @@ def bar_chart(bars: Sequence[Bar], title: str, x_label: str = "", every: int = 1
 
 def legend(lines: Sequence[Line]) -> Markup:
     """Return the legend of a line chart."""
-    items = []
-    coloured = 0
-    for line in lines:
-        kind = "cgrey" if line.grey else colour_class(coloured)
-        if not line.grey and coloured >= COLOURS:
-            kind += " dashed"
-        coloured += not line.grey
-        items.append(element("li", escape(visible(line.name)), class_=kind))
+    items = [
+        element("li", escape(visible(line.name)), class_=" ".join(style).strip())
+        for line, style in zip(lines, _styles(lines), strict=True)
+    ]
     return element("ul", Markup().join(items), class_="legend")
