@@ -112,7 +112,7 @@ def cited(names: set[str], prefix: str) -> str:
 
 @dataclass(frozen=True)
 class Effort:
-    """What the attacks of an evaluation cost.
+    """Record what the attacks of an evaluation cost.
 
     Attributes:
         doubts: lines of its self-checks.
