@@ -125,6 +125,7 @@ from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
+from vidrobust.utils.text import visible
 
 _OLD_FEATURES = "features.pt"  # file of features of revisions before the feature store
 _STORE = "features"  # folder of the feature store
@@ -739,7 +740,7 @@ def _announce_cost(run: _Evaluation, predict: Predict) -> None:
 
 
 def _cost_of_attacks(run: _Evaluation, predict: Predict) -> str:
-    """Return what the attacks will cost, or "" where it is too little or cannot be measured."""
+    """Return what the attacks will cost, or why that is unknown; "" where it is too little."""
     left = videos_left(run.out, run.attack, run.indices)
     unit = _some_videos(run, predict) if left else None
     if unit is None or not unit.uids:
@@ -752,10 +753,12 @@ def _cost_of_attacks(run: _Evaluation, predict: Predict) -> str:
             ranks=distributed.world(),
             least_s=0 if run.only_estimate else LEAST_S,
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
+        # the attacks may go on: without the videos that cause it, or with smaller batches
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if run.only_estimate:
-            raise UserError(f"the cost of the attacks cannot be measured: {error}") from None
-        return ""  # the attacks report it, and may go on without the videos that cause it
+            raise UserError(f"the cost of the attacks cannot be measured: {reason}") from None
+        return f"attacks: cost unknown: {visible(reason)}"
     return f"attacks: {estimate}" if estimate else ""
 
 
