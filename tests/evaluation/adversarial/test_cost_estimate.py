@@ -211,7 +211,10 @@ def test_an_estimate_that_fails_does_not_end_the_evaluation(run, monkeypatch):
     assert "See the manual" not in done.stderr
 
 
-def test_an_estimate_of_a_protocol_that_trains_is_refused(run):
-    for words in (["protocol.name=finetune"], ["--report-only"], ["protocol.splits=[1]"]):
+def test_an_estimate_of_what_trains_or_attacks_no_classifier_is_refused(run):
+    features = ["protocol.name=retrieval", "eval.name=retrieval"]
+    trains = ["protocol.name=finetune"]
+    for words in (trains, features, ["--report-only"], ["protocol.splits=[1]"]):
         done = tool("test_net", "--checkpoint", "run", "--estimate", *words, cwd=run)
         assert done.returncode == 1 and "--estimate: " in done.stderr
+    assert not (run / "run/eval/retrieval").exists()
