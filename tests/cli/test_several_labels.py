@@ -80,6 +80,12 @@ def test_an_estimate_of_attacks_is_refused_at_the_start(tiny_charades, tmp_path)
     )
 
 
+def test_a_limit_of_an_accuracy_is_refused_at_the_start(tiny_charades, tmp_path):
+    assert "--fail-under clean: data.name=charades has several labels per video" in _refused(
+        tiny_charades, tmp_path, "--fail-under", "clean=10"
+    )
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

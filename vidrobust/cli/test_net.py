@@ -90,7 +90,7 @@ def main() -> None:
     if args.estimate:
         _require_estimable(cfg)
     if not args.report_only:
-        require_names(limits, expected_names(cfg), _FAIL_UNDER)
+        _require_measured(limits, cfg)
     try:
         folder, values = _measured(args, cfg, subject, splits)
     except OnlyEstimated as estimate:
@@ -186,6 +186,16 @@ def _require_estimable(cfg: config.Config) -> None:
         raise UserError(
             f"--estimate: data.name={cfg.data.name} has several labels per video, which are not"
             " attacked; leave --estimate out"
+        )
+
+
+def _require_measured(limits: Mapping[str, float], cfg: config.Config) -> None:
+    """Raise UserError for limits of accuracies that the evaluation will not have."""
+    require_names(limits, expected_names(cfg), _FAIL_UNDER)
+    if limits and _has_several_labels(cfg):
+        raise UserError(
+            f"{_FAIL_UNDER} {', '.join(limits)}: data.name={cfg.data.name} has several labels per"
+            " video, so that there is no accuracy; leave it out"
         )
 
 
