@@ -497,9 +497,6 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             return replace(summary, model=complexity, precise_bn=precise_bn)
         summary, queries, predict = _represent(run, measured, models)
         _announce_cost(run, predict)
-        with distributed.together():
-            if distributed.rank() == 0:
-                write_projector(cfg, queries[0], run.test, run.classes, run.out)
         summary.model = complexity
         summary.precise_bn = precise_bn
         if all(bool(each.features.isfinite().all()) for each in queries):
@@ -535,6 +532,10 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         if run.sources:
             _transfer(run, predict, summary)
 
+    with distributed.together():
+        if distributed.rank() == 0:
+            # last, as it decodes videos again and no number depends on it
+            write_projector(cfg, queries[0], run.test, run.classes, run.out)
     _collect_warnings(run, summary)
     return summary
 
