@@ -823,7 +823,9 @@ def _transfer(run: _Evaluation, predict: Predict, summary: Summary) -> None:
         predict = eot(predict, cfg.eval.eot)
     log.info(f"adversarial clips of {len(run.sources)} other evaluations")
     settings = run.settings(predict)
-    results, faults = evaluate_transfer(settings, run.sources, cfg.data.size, cfg.eval.crops)
+    results, faults = evaluate_transfer(
+        settings, run.sources, cfg.data.size, cfg.eval.crops, run.attack.seed
+    )
     summary.transfer = results
     protocol = protocol_of(_attacked(run), cfg.eval.view_average, unit=cfg.eval.unit)
     for source in run.sources:
