@@ -390,7 +390,7 @@ def _evaluate(
 
 
 def _planned_rows(run: _Evaluation) -> dict[str, int]:
-    """Return how many rows the files of attacks, corruptions and cues will have.
+    """Return how many rows each file of rows will have, but for that of retrieval.
 
     The keys are stems of files, such as "results".
     """
@@ -399,10 +399,15 @@ def _planned_rows(run: _Evaluation) -> dict[str, int]:
     corruptions = expand(options.corruption.names)
     if is_multi_label(run.test):
         return {}
+    others, shared = run.others
+    own = sum(record.label in shared.own for record in run.test)
     rows = {
         "results": videos * len(run.attack.threats) if run.attacks_classifier else 0,
         "corruptions": videos * (1 + len(corruptions)) if corruptions else 0,
         "bias": videos * (1 + len(options.bias)) if options.bias else 0,
+        "shift": len(others) + own if others else 0,
+        "open_set": len(run.unknown) + videos if run.unknown else 0,
+        "transfer": sum(len(each.indices) * len(each.threats) for each in run.sources),
     }
     return {stem: number for stem, number in rows.items() if number}
 
