@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -181,8 +182,7 @@ def _measure_passes(runs: tuple[_Pass, _Pass], unit: Unit, budget_s: float) -> P
     for run in dict.fromkeys(runs):  # the same one is measured once
         times: list[float] = []
         while len(times) < _REPEATS and (not times or sum(times) < budget_s / 2):
-            seconds = _timed(lambda run=run: run(unit.predict, unit.x), unit.x)  # type: ignore[misc]
-            times.append(seconds)
+            times.append(_timed(partial(run, unit.predict, unit.x), unit.x))
         medians.append(median(times) / len(unit.x))
     return PassTimes(medians[0], max(medians))
 
