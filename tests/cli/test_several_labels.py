@@ -66,6 +66,26 @@ def test_mean_average_precision_is_that_of_scikit_learn(tiny_charades, tmp_path,
     assert [row["videos"] for row in table] == ["6", "2", "2"]
 
 
+def _refused(tiny_charades, folder, *flags):
+    words = (f"data.root={tiny_charades}", "data.name=charades", "data.workers=0")
+    model = ("--model", "torchvision:r3d_18", "--output-dir", "out", "eval.threats=[]")
+    done = tool("test_net", *model, *words, *flags, cwd=folder)
+    assert done.returncode == 1 and not (folder / "out").exists()
+    return done.stderr
+
+
+def test_an_estimate_of_attacks_is_refused_at_the_start(tiny_charades, tmp_path):
+    assert "--estimate: data.name=charades has several labels per video" in _refused(
+        tiny_charades, tmp_path, "--estimate"
+    )
+
+
+def test_a_limit_of_an_accuracy_is_refused_at_the_start(tiny_charades, tmp_path):
+    assert "--fail-under clean: data.name=charades has several labels per video" in _refused(
+        tiny_charades, tmp_path, "--fail-under", "clean=10"
+    )
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

@@ -69,6 +69,44 @@ def test_the_planned_rows_are_those_that_an_evaluation_writes(trained):
     assert planned == written and set(planned) == {"results", "corruptions", "bias"}
 
 
+def test_rows_of_other_data_and_of_saved_clips_are_counted(trained, tmp_path):
+    run = _copy(trained, tmp_path)
+    tiny_ucf101(tmp_path / "data", ("Alpha", "Beta", "Gamma"))
+    top = trained.parent
+    command = ["--checkpoint", run, "eval.corruption.names=[]", "eval.bias=[]", "eval.embeddings=0"]
+    saving = ["eval.name=saving", "eval.save=all", "eval.threats=[linf-8/255]"]
+    done = tool("test_net", *command, *saving, cwd=top)
+    assert done.returncode == 0, done.stderr
+    other = [
+        f"{part}={value}"
+        for name in ("shift", "open_set")
+        for part, value in (
+            (f"eval.{name}.name", "ucf101"),
+            (f"eval.{name}.root", tmp_path / "data"),
+        )
+    ]
+    words = ["eval.name=others", "eval.threats=[]", f"eval.transfer=[{run}/eval/saving]", *other]
+    done = tool("test_net", *command, *words, cwd=top)
+    assert done.returncode == 0, done.stderr
+    folder = run / "eval/others"
+    planned = json.loads((folder / "identity.json").read_text())["planned"]
+    assert set(planned) == {"shift", "open_set", "transfer"}
+    written = {stem: len((folder / f"{stem}.jsonl").read_text().splitlines()) for stem in planned}
+    assert planned == written
+    (folder / "summary.json").unlink()
+    (folder / "shift.jsonl").unlink()
+    (status,) = statuses([folder])
+    assert (status.state, status.total) == ("stopped", sum(planned.values()))
+    assert status.done == planned["open_set"] + planned["transfer"]
+
+
+def test_folders_of_many_clips_are_not_walked(tmp_path):
+    for name in ("", "adversarial/linf-1_255", "corrupted", "clips", "features"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "identity.json").write_text("{}")
+    assert [status.path for status in statuses([tmp_path])] == [str(tmp_path)]
+
+
 def test_what_was_stopped_says_how_far_it_came(trained, tmp_path):
     run = _copy(trained, tmp_path)
     _unfinished(run)

@@ -57,6 +57,13 @@ def test_every_number_of_the_json_is_in_the_csv(folder):
         assert values == spread["values"] and int(row["n"]) == len(values)
 
 
+def test_names_that_are_no_unicode_are_escaped(tmp_path):
+    study = Study(arms={}, datasets={}, baseline="csl", config_file=Path("study_x.yaml"))
+    runs = finished_runs({"csl": [0.2, 0.3], "a\udc80": [0.4, 0.5]})
+    write_study(study, runs, tmp_path, extra=("csv", "tex"))
+    assert "a\\udc80" in (tmp_path / "study.csv").read_text()
+
+
 def test_values_stand_in_the_columns_of_their_seeds(folder):
     with (folder / "study.csv").open(newline="") as file:
         rows = {(r["arm"], r["minus"], r["measure"]): r for r in csv.DictReader(file)}

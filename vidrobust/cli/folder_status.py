@@ -28,8 +28,10 @@ _RECENT = 10  # rows of which the mean time is the pace
 # kind -> folders in one that hold no other run or evaluation, but may hold many files
 _LEAVES = {
     "run": ("checkpoints", "tensorboard", "features"),
-    "evaluation": ("clips", "features", "labels", "tensorboard"),
+    "evaluation": ("adversarial", "clips", "corrupted", "features", "labels", "tensorboard"),
 }
+# of the files whose rows an evaluation plans
+_STEMS = ("results", "corruptions", "bias", "shift", "open_set", "transfer")
 _ERROR = re.compile(r"\[[^\]]*\] E (.*)")  # a line of log.txt
 
 
@@ -204,8 +206,7 @@ def _evaluation(folder: Path, files: set[str]) -> Status:
     status = Status(str(folder), "evaluation", STOPPED, unit="rows")
     if ".lock" in files:
         _take_lock(status, folder / ".lock")
-    stems = ("results", "corruptions", "bias")
-    of_rows = {stem: _files_of(stem, files) for stem in stems}
+    of_rows = {stem: _files_of(stem, files) for stem in _STEMS}
     written = [name for names in of_rows.values() for name in names]
     status.updated = _changed(folder, files, ["summary.json", "identity.json", *written])
     identity = _read_object(folder / "identity.json")

@@ -18,6 +18,7 @@ from statistics import fmean
 from vidrobust import config
 from vidrobust.cli import common
 from vidrobust.cli.subject import asked_splits, check_protocol_options, subject_of
+from vidrobust.data import build_records
 from vidrobust.evaluation import check_baseline, require_baseline, rewrite_report
 from vidrobust.evaluation.accuracy_limits import (
     accuracies,
@@ -27,8 +28,11 @@ from vidrobust.evaluation.accuracy_limits import (
     require_names,
 )
 from vidrobust.evaluation.adversarial.cost_estimate import OnlyEstimated
+from vidrobust.evaluation.representation.multi_label import is_multi_label
+from vidrobust.evaluation.retrieval_protocol import NAME as RETRIEVAL
 from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.protocols import Subject, report_folder, run_protocol, run_splits
+from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 from vidrobust.utils.stopping import EXIT_BELOW
@@ -83,8 +87,10 @@ def main() -> None:
         return
     check_protocol_options(args, cfg)
     _check_flags(args, subject, splits)
+    if args.estimate:
+        _require_estimable(cfg)
     if not args.report_only:
-        require_names(limits, expected_names(cfg), _FAIL_UNDER)
+        _require_measured(limits, cfg)
     try:
         folder, values = _measured(args, cfg, subject, splits)
     except OnlyEstimated as estimate:
@@ -169,6 +175,38 @@ def _check_flags(args: argparse.Namespace, subject: Subject, splits: Sequence[in
         raise UserError("--estimate: give it without --report-only and protocol.splits")
     if args.estimate and subject.finetuned:
         raise UserError("--estimate: this protocol trains first; estimate with the trained run")
+
+
+def _require_estimable(cfg: config.Config) -> None:
+    """Raise UserError where --estimate has no classifier whose attacks it can estimate."""
+    if cfg.protocol.name == RETRIEVAL:
+        raise UserError(
+            "--estimate: protocol.name=retrieval attacks features, whose cost is not estimated;"
+            " leave --estimate out"
+        )
+    if _has_several_labels(cfg):
+        raise UserError(
+            f"--estimate: data.name={cfg.data.name} has several labels per video, which are not"
+            " attacked; leave --estimate out"
+        )
+
+
+def _require_measured(limits: Mapping[str, float], cfg: config.Config) -> None:
+    """Raise UserError for limits of accuracies that the evaluation will not have."""
+    require_names(limits, expected_names(cfg), _FAIL_UNDER)
+    if limits and _has_several_labels(cfg):
+        raise UserError(
+            f"{_FAIL_UNDER} {', '.join(limits)}: data.name={cfg.data.name} has several labels per"
+            " video, so that there is no accuracy; leave it out"
+        )
+
+
+def _has_several_labels(cfg: config.Config) -> bool:
+    """Return whether the test videos have several labels each. Every rank calls it."""
+    distributed.start(cfg.device)
+    with distributed.main_first():
+        test, _ = build_records(cfg.data, "test")
+    return is_multi_label(test)
 
 
 def _splits_folder(cfg: config.Config, subject: Subject) -> Path:

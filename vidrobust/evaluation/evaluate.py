@@ -125,6 +125,7 @@ from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
+from vidrobust.utils.text import visible
 
 _OLD_FEATURES = "features.pt"  # file of features of revisions before the feature store
 _STORE = "features"  # folder of the feature store
@@ -389,7 +390,7 @@ def _evaluate(
 
 
 def _planned_rows(run: _Evaluation) -> dict[str, int]:
-    """Return how many rows the files of attacks, corruptions and cues will have.
+    """Return how many rows each file of rows will have, but for that of retrieval.
 
     The keys are stems of files, such as "results".
     """
@@ -398,10 +399,15 @@ def _planned_rows(run: _Evaluation) -> dict[str, int]:
     corruptions = expand(options.corruption.names)
     if is_multi_label(run.test):
         return {}
+    others, shared = run.others
+    own = sum(record.label in shared.own for record in run.test)
     rows = {
         "results": videos * len(run.attack.threats) if run.attacks_classifier else 0,
         "corruptions": videos * (1 + len(corruptions)) if corruptions else 0,
         "bias": videos * (1 + len(options.bias)) if options.bias else 0,
+        "shift": len(others) + own if others else 0,
+        "open_set": len(run.unknown) + videos if run.unknown else 0,
+        "transfer": sum(len(each.indices) * len(each.threats) for each in run.sources),
     }
     return {stem: number for stem, number in rows.items() if number}
 
@@ -496,9 +502,6 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             return replace(summary, model=complexity, precise_bn=precise_bn)
         summary, queries, predict = _represent(run, measured, models)
         _announce_cost(run, predict)
-        with distributed.together():
-            if distributed.rank() == 0:
-                write_projector(cfg, queries[0], run.test, run.classes, run.out)
         summary.model = complexity
         summary.precise_bn = precise_bn
         if all(bool(each.features.isfinite().all()) for each in queries):
@@ -534,6 +537,10 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         if run.sources:
             _transfer(run, predict, summary)
 
+    with distributed.together():
+        if distributed.rank() == 0:
+            # last, as it decodes videos again and no number depends on it
+            write_projector(cfg, queries[0], run.test, run.classes, run.out)
     _collect_warnings(run, summary)
     return summary
 
@@ -739,7 +746,7 @@ def _announce_cost(run: _Evaluation, predict: Predict) -> None:
 
 
 def _cost_of_attacks(run: _Evaluation, predict: Predict) -> str:
-    """Return what the attacks will cost, or "" where it is too little or cannot be measured."""
+    """Return what the attacks will cost, or why that is unknown; "" where it is too little."""
     left = videos_left(run.out, run.attack, run.indices)
     unit = _some_videos(run, predict) if left else None
     if unit is None or not unit.uids:
@@ -752,10 +759,12 @@ def _cost_of_attacks(run: _Evaluation, predict: Predict) -> str:
             ranks=distributed.world(),
             least_s=0 if run.only_estimate else LEAST_S,
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
+        # the attacks may go on: without the videos that cause it, or with smaller batches
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if run.only_estimate:
-            raise UserError(f"the cost of the attacks cannot be measured: {error}") from None
-        return ""  # the attacks report it, and may go on without the videos that cause it
+            raise UserError(f"the cost of the attacks cannot be measured: {reason}") from None
+        return f"attacks: cost unknown: {visible(reason)}"
     return f"attacks: {estimate}" if estimate else ""
 
 
@@ -819,7 +828,9 @@ def _transfer(run: _Evaluation, predict: Predict, summary: Summary) -> None:
         predict = eot(predict, cfg.eval.eot)
     log.info(f"adversarial clips of {len(run.sources)} other evaluations")
     settings = run.settings(predict)
-    results, faults = evaluate_transfer(settings, run.sources, cfg.data.size, cfg.eval.crops)
+    results, faults = evaluate_transfer(
+        settings, run.sources, cfg.data.size, cfg.eval.crops, run.attack.seed
+    )
     summary.transfer = results
     protocol = protocol_of(_attacked(run), cfg.eval.view_average, unit=cfg.eval.unit)
     for source in run.sources:

@@ -75,7 +75,7 @@ def write_study(
     for suffix, text_of in EXPORTS.items():
         if suffix in extra:
             with replacing(out / f"{name}.{suffix}") as file:
-                file.write(text_of(study, runs, tables).encode())
+                file.write(text_of(study, runs, tables).encode("utf-8", "backslashreplace"))
     with markdown.repeatable(out / f"{name}.html", command):
         write_study_page(out / f"{name}.html", study, runs, tables, missing, overrides)
     return tables

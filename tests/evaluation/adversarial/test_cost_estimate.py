@@ -93,6 +93,25 @@ def test_clips_that_are_wrong_or_break_early_cost_little(passes_of_a_second):
     assert 0.03 * early.at_most_s < early.about_s < 0.5 * early.at_most_s
 
 
+class _NoBackward(torch.autograd.Function):
+    """The identity, without a backward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+
+def test_a_black_box_attack_needs_no_backward_pass_and_is_not_foretold_by_pgd(passes_of_a_second):
+    net = _strong()
+    unit = _unit(lambda x: net(_NoBackward.apply(x)), torch.zeros(8, dtype=torch.long))
+    estimate = estimate_attacks(unit, _settings(Suite("square", queries=50)), 1000)
+    assert estimate.about_s is None
+    # three budgets of 50 queries, and classifying each clip anew
+    assert 150_000 <= estimate.at_most_s < 1000 * (150 + 60)
+    with pytest.raises(NotImplementedError):
+        estimate_attacks(unit, _settings(Suite("pgd", steps=50)), 1000)
+
+
 def test_ranks_share_the_time(passes_of_a_second):
     unit = _unit(_strong(), torch.zeros(8, dtype=torch.long))
     alone = estimate_attacks(unit, _settings(Suite("pgd", steps=50)), 1000)
@@ -176,7 +195,26 @@ def test_a_long_evaluation_says_what_it_will_cost_and_has_the_same_rows(run, mon
     assert short.read_bytes() == long.read_bytes()
 
 
-def test_an_estimate_of_a_protocol_that_trains_is_refused(run):
-    for words in (["protocol.name=finetune"], ["--report-only"], ["protocol.splits=[1]"]):
+def test_an_estimate_that_fails_does_not_end_the_evaluation(run, monkeypatch):
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory\x1b. Tried much.\nSee the manual.")
+
+    module = importlib.import_module("vidrobust.evaluation.evaluate")
+    monkeypatch.setattr(module, "estimate_attacks", out_of_memory)
+    command = ["--checkpoint", "run", "eval.unit=clip", "eval.name=unknown"]
+    done = tool("test_net", *command, "--estimate", cwd=run)
+    assert done.returncode == 1 and "cost of the attacks cannot be measured: CUDA" in done.stderr
+    done = tool("test_net", *command, cwd=run)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "cost unknown" in line]
+    assert line.endswith("attacks: cost unknown: CUDA out of memory\\x1b. Tried much.")
+    assert "See the manual" not in done.stderr
+
+
+def test_an_estimate_of_what_trains_or_attacks_no_classifier_is_refused(run):
+    features = ["protocol.name=retrieval", "eval.name=retrieval"]
+    trains = ["protocol.name=finetune"]
+    for words in (trains, features, ["--report-only"], ["protocol.splits=[1]"]):
         done = tool("test_net", "--checkpoint", "run", "--estimate", *words, cwd=run)
         assert done.returncode == 1 and "--estimate: " in done.stderr
+    assert not (run / "run/eval/retrieval").exists()

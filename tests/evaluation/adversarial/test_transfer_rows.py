@@ -127,6 +127,28 @@ def test_killed_at_any_row_it_continues_to_the_same_bytes(saved, tmp_path, kept)
     assert (tmp_path / "cut/transfer.jsonl").read_text() == "".join(lines)
 
 
+def test_a_random_model_has_the_same_rows_wherever_it_was_killed(saved, tmp_path):
+    folder, _, _ = saved
+
+    def coin(x):
+        return torch.randn(len(x), 2)
+
+    before = torch.get_rng_state()
+    results = _transfer(tmp_path / "whole", coin, folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    lines = (tmp_path / "whole/transfer.jsonl").read_text().splitlines(keepends=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    # the second batch is measured anew, at another state of the generator
+    (tmp_path / "cut/transfer.jsonl").write_text("".join(lines[:8]))
+    torch.manual_seed(99)
+    assert _transfer(tmp_path / "cut", coin, folder) == results
+    assert (tmp_path / "cut/transfer.jsonl").read_text() == "".join(lines)
+    settings = MeasureSettings(coin, tmp_path / "other", 4, workers=0, device=CPU, identity="model")
+    (tmp_path / "other").mkdir()
+    evaluate_transfer(settings, [read_source(str(folder))], 16, seed=1)
+    assert (tmp_path / "other/transfer.jsonl").read_text() != "".join(lines)
+
+
 def test_nan_is_wrong_and_named(saved, tmp_path):
     def broken(x):
         logits = random_model(9)(x)

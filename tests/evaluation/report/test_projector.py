@@ -1,6 +1,7 @@
 """TensorBoard's projector shows features of test videos with their classes and thumbnails."""
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from vidrobust import config
 from vidrobust.data import build_records
 from vidrobust.evaluation.report.projector import write_projector
 from vidrobust.models.feature_store import Features
+from vidrobust.utils.errors import UserError
 
 HOSTILE = "<script>alert(1)</script>\t\n\u202eAlpha\ud800"
 
@@ -75,8 +77,20 @@ def test_tensorboard_reads_the_files(cfg, tmp_path):
     for name in (embedding.tensor_path, embedding.metadata_path, embedding.sprite.image_path):
         assert (folder / name).is_file()
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    # a call that was killed before the last file begins anew
+    (folder / "projector_config.pbtxt").unlink()
     write_projector(cfg, _features(records), records, classes, tmp_path / "out")
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    assert (folder / "projector_config.pbtxt").is_file()
+
+
+def test_files_that_are_complete_are_not_written_again(cfg, tmp_path):
+    records, classes = build_records(cfg.data, "test")
+    write_projector(cfg, _features(records), records, classes, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/tensorboard").iterdir()}
+    write_projector(cfg, _features(records), records, classes, tmp_path / "out")
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/tensorboard").iterdir()}
+    assert after == before
 
 
 def test_names_of_classes_stay_in_their_cells(cfg, tmp_path):
@@ -112,6 +126,18 @@ def test_an_evaluation_writes_them_and_overwrite_deletes_them(tmp_path):
     arguments = ["--cfg", "config.yaml", "--output-dir", "run", *tiny("train.epochs=1")]
     assert tool("train_net", *arguments, "eval.name=all", cwd=tmp_path).returncode == 0
     assert (tmp_path / "run/eval/all/tensorboard/sprite.png").is_file()
+    # an evaluation that ends early has spent no time on them
+    command = ["--checkpoint", "run", "eval.name=early", "eval.corruption.names=[contrast]"]
+
+    def killed(*_):
+        raise UserError("killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        # the package exports a function of the name of this module
+        module = importlib.import_module("vidrobust.evaluation.evaluate")
+        patch.setattr(module, "evaluate_corruptions", killed)
+        done = tool("test_net", *command, cwd=tmp_path)
+    assert "killed" in done.stderr and not (tmp_path / "run/eval/early/tensorboard").exists()
     done = tool("train_net", *arguments, "--overwrite", "eval.enabled=false", cwd=tmp_path)
     assert done.returncode == 0 and "stay" not in done.stderr, done.stderr
     assert not (tmp_path / "run/eval").exists()

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidrobust.attacks import (
+    BLACK_BOX,
     Cost,
     Misclassify,
     Predict,
@@ -32,6 +34,8 @@ _REPEATS = 3  # of a pass
 _PILOT_STEPS = 3  # of PGD, which shows how many clips break early
 _PILOT_CLIPS = 4  # fewer show nothing
 _LIMITS = (1000, 200, 50)  # values of eval.limit that are offered
+
+_Pass = Callable[[Predict, Tensor], int]  # (model, samples) -> number of classes
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Estimate:
         videos: number of videos that are still to be attacked.
         at_most_s: seconds if no attack breaks any clip.
         about_s: seconds if attacks break the clips that a short PGD breaks, and no others; None
-            where that was not measured.
+            where that was not measured, and for black-box attacks, which break fewer.
     """
 
     videos: int
@@ -95,7 +99,8 @@ def estimate_attacks(
 ) -> Estimate | None:
     """Return what attacks will cost, or None where they take less than `least_s` seconds.
 
-    Loading, decoding and H.264 are not included. No random number of torch is used up.
+    Loading, decoding and H.264 are not included. No random number of torch is used up. For a
+    black-box attack the model runs forward alone, as it may have no backward pass.
 
     Args:
         unit: a few videos of the evaluation, whose passes are measured.
@@ -107,17 +112,20 @@ def estimate_attacks(
     Raises:
         ValueError: the model gives no finite numbers or no logits, or an attack needs a gradient
             that it has not, or a threat does not fit; the attacks themselves report it.
+        RuntimeError: the model has no backward pass and an attack needs one, or memory runs out.
     """
+    has_backward = attack.suite.kind not in BLACK_BOX
+    run = _forward_and_backward if has_backward else _forward
     devices = [unit.x.device] if unit.x.is_cuda else []
     with torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the attack, which repeats them
-        first_s, classes = _first_pass(unit.predict, unit.x)
+        first_s, classes = _first_pass(run, unit)
         # the first pass is the slowest, so that this is a bound
         slow = PassTimes(first_s / len(unit.x), first_s / len(unit.x))
         bound_s = _at_most(unit, attack, slow, classes) * videos / ranks
         if bound_s < least_s:
             return None
-        times = _measure_passes(unit.predict, unit.x, _SHARE * bound_s)
+        times = _measure_passes((_forward, run), unit, _SHARE * bound_s)
         at_most_s = _at_most(unit, attack, times, classes) * videos / ranks
         if at_most_s < least_s:
             return None
@@ -125,7 +133,7 @@ def estimate_attacks(
         passes = 1 if attack.suite.smallest else (_PILOT_STEPS + 2) * len(attack.threats)
         per_clip_s = passes * times.both_s
         clips = int(_SHARE * at_most_s / max(per_clip_s, 1e-9))
-        if min(clips, len(unit.x)) >= _PILOT_CLIPS:
+        if has_backward and min(clips, len(unit.x)) >= _PILOT_CLIPS:
             some = replace(unit, x=unit.x[:clips], labels=unit.labels[:clips])
             about_s = _about(some, attack, times, classes) * videos / ranks
     return Estimate(videos, at_most_s, about_s)
@@ -151,31 +159,31 @@ def videos_left(out: Path, attack: AttackSettings, indices: list[int]) -> int:
 # --- Measuring ---
 
 
-def _first_pass(predict: Predict, x: Tensor) -> tuple[float, int]:
-    """Return the seconds of a first pass, with its gradient, and the number of classes."""
+def _first_pass(run: _Pass, unit: Unit) -> tuple[float, int]:
+    """Return the seconds of a first pass, and the number of classes."""
     classes = 0
 
-    def run() -> None:
+    def first() -> None:
         nonlocal classes
-        classes = _forward_and_backward(predict, x)
+        classes = run(unit.predict, unit.x)
 
-    return _timed(run, x), classes
+    return _timed(first, unit.x), classes
 
 
-def _measure_passes(predict: Predict, x: Tensor, budget_s: float) -> PassTimes:
+def _measure_passes(runs: tuple[_Pass, _Pass], unit: Unit, budget_s: float) -> PassTimes:
     """Return the median times of passes, per sample.
 
     Args:
-        predict: the model.
-        x: the samples.
+        runs: the forward pass, and the most that an attack needs.
+        unit: the model and the samples.
         budget_s: repeats end after this many seconds.
     """
     medians = []
-    for run in (_forward, _forward_and_backward):
+    for run in dict.fromkeys(runs):  # the same one is measured once
         times: list[float] = []
         while len(times) < _REPEATS and (not times or sum(times) < budget_s / 2):
-            times.append(_timed(lambda run=run: run(predict, x), x))  # type: ignore[misc]
-        medians.append(median(times) / len(x))
+            times.append(_timed(partial(run, unit.predict, unit.x), unit.x))
+        medians.append(median(times) / len(unit.x))
     return PassTimes(medians[0], max(medians))
 
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -264,18 +265,25 @@ class Transfer:
 
 
 def evaluate_transfer(
-    settings: MeasureSettings, sources: Sequence[TransferSource], size: int, crops: int = 1
+    settings: MeasureSettings,
+    sources: Sequence[TransferSource],
+    size: int,
+    crops: int = 1,
+    seed: int = 0,
 ) -> tuple[list[Transfer], list[str]]:
     """Measure a model on saved adversarial clips; every rank calls it.
 
     A row per clip is appended to out/transfer.jsonl. A call that was killed can be repeated: it
-    continues, and the rows are the same. Videos that did not decode count as wrong.
+    continues, and the rows are the same, also those of a model that draws random numbers from
+    torch's global generator: each batch begins with its own seed. Videos that did not decode count
+    as wrong.
 
     Args:
         settings: the model, how to run it, and the folder of the rows.
         sources: the saved clips.
         size: of the model's input, in pixels.
         crops: of each view with eval.unit=video.
+        seed: of the random numbers of a random model.
 
     Returns:
         (results by source and threat, warnings of outputs that are NaN or infinite).
@@ -302,7 +310,8 @@ def evaluate_transfer(
     with appending(settings.out, "transfer") as append:
         for number in missing[distributed.rank() :: distributed.world()]:
             source, group = work[number]
-            rows = _measured(settings, source, group, size, crops)
+            with _seeded(seed, number, settings.device):
+                rows = _measured(settings, source, group, size, crops)
             append([asdict(row) | {"condition": source.condition(row.threat)} for row in rows])
     lines = merged(settings.out, "transfer", "condition", keys)
     rows = [TransferRow.from_json(line) for line in lines]
@@ -312,6 +321,20 @@ def evaluate_transfer(
         for name, threat in product([source.name], source.threats)
     ]
     return results, model_faults(lines)
+
+
+@contextmanager
+def _seeded(seed: int, number: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generator for a batch, and give it back its state afterwards.
+
+    Args:
+        seed: of the evaluation.
+        number: of the batch.
+        device: of the model, whose generator is seeded too.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+        yield
 
 
 def transfer_of(source: TransferSource, threat: str, rows: Sequence[TransferRow]) -> Transfer:

@@ -18,6 +18,7 @@ from vidrobust.views import to_float
 
 _SIDE = 32  # pixels of a thumbnail
 _FOLDER = "tensorboard"
+_LAST = "projector_config.pbtxt"  # the file that is written when all others are
 _CONFIG = """embeddings {
   tensor_name: "features of test videos"
   tensor_path: "tensors.tsv"
@@ -40,6 +41,8 @@ def write_projector(
 ) -> None:
     """Write out/tensorboard: features of eval.embeddings test videos, with class and thumbnail.
 
+    Files that an earlier call has written are kept.
+
     Args:
         cfg: the configuration.
         features: of the test videos under the trained model; videos with NaN are left out.
@@ -47,6 +50,8 @@ def write_projector(
         classes: names of the classes.
         out: folder of the evaluation.
     """
+    if (out / _FOLDER / _LAST).exists():
+        return
     means = features.features.float().mean(1)
     sound = means.isfinite().all(1).nonzero().flatten().tolist()
     rows = [sound[place] for place in evenly(len(sound), cfg.eval.embeddings)]
@@ -67,7 +72,7 @@ def write_projector(
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
     SummaryWriter(str(folder)).close()
-    _write_text(folder / "projector_config.pbtxt", [(_CONFIG % (_SIDE, _SIDE)).rstrip("\n")])
+    _write_text(folder / _LAST, [(_CONFIG % (_SIDE, _SIDE)).rstrip("\n")])
 
 
 def _write_sprite(
