@@ -226,6 +226,69 @@ def test_the_report_has_options_warnings_and_tables(tmp_path):
     )
 
 
+def _attacked(runs, arm, threats):
+    """Leave only some threats of an arm."""
+    for run in runs:
+        if run.arm.name == arm:
+            curve = run.summary.curve
+            run.summary.curve = [point for point in curve if point.threat in threats]
+
+
+def test_arms_with_other_threats_have_a_report(tmp_path):
+    study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup"])
+    runs = finished_runs({"fnr": [0.5, 0.6], "csl": [0.2, 0.2], "sup": [0.8, 0.8], "raw": [0.1]})
+    _attacked(runs, "csl", ["linf-0", "linf-0.02"])
+    _attacked(runs, "raw", ["linf-0"])
+    table = write_study(study, runs, tmp_path, extra=("csv", "tex"))["d"]
+    assert table["fnr"].gap_closed["sup"] == {
+        "linf-0.01": None,
+        "linf-0.02": pytest.approx(100 * (0.275 - 0.1) / 0.3),
+    }
+    assert table["raw"].gap_closed["sup"] == {"linf-0.01": None, "linf-0.02": None}
+    text = (tmp_path / "study.md").read_text()
+    assert "| arm | comparator | linf-0.01 | linf-0.02 |" in text
+    assert "| fnr | sup | - | 58 |" in text and "| raw | sup | - | - |" in text
+    assert (tmp_path / "study.html").is_file() and (tmp_path / "d_robust.png").is_file()
+
+
+def test_an_arm_without_attacks_does_not_say_that_there_is_no_gap(tmp_path):
+    study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup"])
+    runs = finished_runs({"csl": [0.2, 0.2], "sup": [0.8, 0.8], "raw": [0.1, 0.1]})
+    _attacked(runs, "raw", [])
+    write_study(study, runs, tmp_path)
+    assert "no gap to close" not in (tmp_path / "study.md").read_text()
+
+
+@pytest.mark.parametrize("zero", ["linf-0", "linf-0.0", "linf-0/255", "l2-0e0"])
+def test_a_budget_of_0_has_no_gap_however_it_is_written(zero):
+    study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup"])
+    runs = finished_runs({"csl": [0.2], "sup": [0.8], "fnr": [0.5]})
+    for run in runs:
+        first, *others = run.summary.curve
+        run.summary.curve = [dataclasses.replace(first, threat=zero), *others]
+    gaps = summarise(study, runs)["d"]["fnr"].gap_closed["sup"]
+    assert list(gaps) == ["linf-0.01", "linf-0.02"]
+
+
+def test_a_small_budget_whose_name_ends_like_0_has_a_gap():
+    study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup"])
+    runs = finished_runs({"csl": [0.2], "sup": [0.8], "fnr": [0.5]})
+    for run in runs:
+        point = run.summary.curve[1]
+        run.summary.curve = [dataclasses.replace(point, threat="linf-1e-0")]
+    assert summarise(study, runs)["d"]["fnr"].gap_closed["sup"] == pytest.approx({"linf-1e-0": 50})
+
+
+def test_a_page_above_the_limit_is_one_line_after_the_other_files(tmp_path, monkeypatch):
+    for module in ("study.study_page", "evaluation.report.page"):
+        monkeypatch.setattr(f"vidrobust.{module}.LARGEST", 1000)
+    study = Study(arms={}, datasets={}, baseline="csl")
+    with pytest.raises(UserError, match=r"study\.html: the page would have \d+ bytes") as raised:
+        write_study(study, finished_runs({"csl": [0.2]}), tmp_path, extra=("csv",))
+    assert "ValueError" not in str(raised.value) and "\n" not in str(raised.value)
+    assert (tmp_path / "study.csv").is_file() and (tmp_path / "study.json").is_file()
+
+
 def test_a_gap_is_in_doubt_if_baseline_and_comparator_share_no_seed(tmp_path):
     study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup"])
     runs = finished_runs({"csl": [0.2, 0.2], "sup": [0.6, 0.6], "fnr": [0.4, 0.4]})

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any
 
+from vidrobust.attacks import parse_threat
 from vidrobust.evaluation.summary import Summary
 from vidrobust.study.plan import Arm, Study
 from vidrobust.utils.typed_json import from_json
@@ -58,7 +59,8 @@ class ArmResult:
         difference: measure -> spread of the arm's value minus the baseline's, seed by seed.
         gap_closed: comparator -> threat -> 100 (RA - RA_baseline) / (RA_comparator -
             RA_baseline), where RA is the mean robust accuracy. None if the comparator is not above
-            the baseline. A budget of 0 has no gap, as it is clean accuracy.
+            the baseline, or one of the three was not attacked under the threat. The threats are
+            those of `threats_of`, the same for all arms.
     """
 
     n: int
@@ -266,6 +268,25 @@ def _difference(a: Measures, b: Measures) -> Measures:
     }
 
 
+def threats_of(table: Table) -> list[str]:
+    """Return the threats of all arms, without budgets of 0, which are clean accuracy."""
+    measures = dict.fromkeys(key for result in table.values() for key in result.measures)
+    threats = [key.removeprefix("robust ") for key in measures if key.startswith("robust ")]
+    return [threat for threat in threats if parse_threat(threat).eps > 0]
+
+
+def robust_mean(table: Table, name: str, threat: str) -> float | None:
+    """Return the mean robust accuracy of an arm; None if it was not attacked under the threat.
+
+    Args:
+        table: arm -> its result.
+        name: name of the arm.
+        threat: name of the threat.
+    """
+    spread = table[name].measures.get(f"robust {threat}")
+    return spread.mean if spread else None
+
+
 def _gap(table: Table, baseline: str, comparator: str, name: str) -> Measures:
     """Return threat -> the gap between baseline and comparator that an arm closes, per cent.
 
@@ -276,12 +297,9 @@ def _gap(table: Table, baseline: str, comparator: str, name: str) -> Measures:
         name: name of the arm.
     """
     gaps: Measures = {}
-    for key in table[name].measures:
-        # A threat of budget 0 ends with -0, and has no gap.
-        if not key.startswith("robust ") or key.endswith("-0"):
-            continue
-        low = table[baseline].measures[key].mean
-        high = table[comparator].measures[key].mean
-        acc = table[name].measures[key].mean
-        gaps[key.removeprefix("robust ")] = 100 * (acc - low) / (high - low) if high > low else None
+    for threat in threats_of(table):
+        low, high, acc = (robust_mean(table, arm, threat) for arm in (baseline, comparator, name))
+        gaps[threat] = None
+        if low is not None and high is not None and acc is not None and high > low:
+            gaps[threat] = 100 * (acc - low) / (high - low)
     return gaps

@@ -28,16 +28,22 @@ def draw_robust(path: Path, runs: Sequence[FinishedRun], table: Table) -> bool:
     Returns:
         Whether there was anything to draw.
     """
-    curve = runs[0].summary.curve
+    # arms may be attacked under different threats
+    by_threat = {c.threat: c for run in runs for c in run.summary.curve}
+    curve = sorted(by_threat.values(), key=lambda point: point.eps)
     # Threats of one family differ only in their budget, so that they form one curve.
-    family = [c for c in curve if (c.kind, c.norm) == (curve[0].kind, curve[0].norm)]
+    first = next(iter(by_threat.values()), None)
+    family = [c for c in curve if first and (c.kind, c.norm) == (first.kind, first.norm)]
     if not any(c.eps > 0 for c in family):
         return False
     is_linf = family[0].norm == "linf"
-    eps = [255 * c.eps if is_linf else c.eps for c in family]
     figure, axes = _figure()
     for number, (name, result) in enumerate(table.items()):
-        spreads = [result.measures[f"robust {c.threat}"] for c in family]
+        measured = [c for c in family if f"robust {c.threat}" in result.measures]
+        if not measured:
+            continue
+        eps = [255 * c.eps if is_linf else c.eps for c in measured]
+        spreads = [result.measures[f"robust {c.threat}"] for c in measured]
         means = np.array([100 * s.mean for s in spreads])
         half = np.array([100 * (s.half or 0) for s in spreads])
         style = _style(number)

@@ -66,7 +66,7 @@ def write_study(
         What `summarise` returns.
 
     Raises:
-        UserError: as `markdown.repeatable` does.
+        UserError: as `markdown.repeatable` and `write_study_page` do.
     """
     command = "the same command, which repeats no finished run"
     name = report_name(study, overrides)
@@ -74,7 +74,8 @@ def write_study(
         tables = _write_study(study, runs, out, missing, overrides)
     for suffix, text_of in EXPORTS.items():
         if suffix in extra:
-            with replacing(out / f"{name}.{suffix}") as file:
+            path = out / f"{name}.{suffix}"
+            with markdown.repeatable(path, command), replacing(path) as file:
                 file.write(text_of(study, runs, tables).encode("utf-8", "backslashreplace"))
     with markdown.repeatable(out / f"{name}.html", command):
         write_study_page(out / f"{name}.html", study, runs, tables, missing, overrides)

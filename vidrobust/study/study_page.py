@@ -28,6 +28,7 @@ from vidrobust.study.study_text import (
     without_overridden,
 )
 from vidrobust.study.study_verdict import MainMeasure, main_measure, study_verdict
+from vidrobust.utils.errors import UserError
 
 # Measures that are shown seed by seed for each data set; fewer if the page would be too large.
 _DETAILS = (8, 3, 1, 0)
@@ -90,12 +91,20 @@ def write_study_page(
         tables: data set -> what `summarise` returns for it.
         missing: number of runs that are not finished.
         overrides: options of the command line.
+
+    Raises:
+        UserError: if the page would be too large even without tables seed by seed.
     """
     for details in _DETAILS:
         text = _page(path, study, runs, tables, missing, overrides, details)
-        if len(text.encode()) <= LARGEST:
-            break
-    write_page(path, text)
+        size = len(text.encode())
+        if size <= LARGEST:
+            write_page(path, text)
+            return
+    raise UserError(
+        f"{path}: the page would have {size} bytes, above the limit of {LARGEST}; all numbers are"
+        f" in {path.with_suffix('.json').name}; for pages, split the arms over several config files"
+    )
 
 
 def _page(

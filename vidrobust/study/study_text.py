@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vidrobust.evaluation.report import tables as markdown
-from vidrobust.study.arm_table import FinishedRun, Measures, Spread, Table
+from vidrobust.study.arm_table import FinishedRun, Measures, Spread, Table, robust_mean, threats_of
 from vidrobust.study.plan import Study
 
 Runs = Sequence[FinishedRun]
@@ -72,12 +72,13 @@ def gap_lines(study: Study, table: Table) -> list[str]:
                     cells = [_gap(value, gap.get(f"robust {key}")) for key, value in gaps.items()]
                     rows.append([name, comparator, *cells])
         # No gap at any budget; without a baseline `closed` is empty, and nothing is said.
-        elif closed:
+        elif closed and not _is_above(table, comparator, study.baseline):
             comparator_name = markdown.escape(comparator)
             lines += [
                 (
                     f"The mean robust accuracy of {comparator_name} is above that of"
-                    f" {markdown.escape(study.baseline)} at no budget: there is no gap to close."
+                    f" {markdown.escape(study.baseline)} at no budget that both have: there is no"
+                    " gap to close."
                 ),
                 "",
             ]
@@ -87,26 +88,28 @@ def gap_lines(study: Study, table: Table) -> list[str]:
         *lines,
         (
             "Gap between the robust accuracies of baseline and comparator that the arm closes, per"
-            " cent. -: the comparator is not above the baseline. In brackets: the gap is in doubt,"
-            " as baseline and comparator share fewer than two seeds, or its interval includes 0."
+            " cent. -: the comparator is not above the baseline, or one of the three was not"
+            " attacked under this threat. In brackets: the gap is in doubt, as baseline and"
+            " comparator share fewer than two seeds, or its interval includes 0."
         ),
         "",
-        *markdown.table(["arm", "comparator", *_gap_titles(table)], *rows),
+        *markdown.table(["arm", "comparator", *threats_of(table)], *rows),
         "",
     ]
 
 
 def _has_value(gaps: Measures) -> bool:
-    """Return whether the comparator is above the baseline at some budget."""
+    """Return whether some gap has a value."""
     return any(value is not None for value in gaps.values())
 
 
-def _gap_titles(table: Table) -> list[str]:
-    """Return the threats of the gaps, which are the same for all arms and comparators."""
-    for result in table.values():
-        for gaps in result.gap_closed.values():
-            return list(gaps)
-    return []
+def _is_above(table: Table, comparator: str, baseline: str) -> bool:
+    """Return whether the comparator is above the baseline at some budget, whatever arms do."""
+    pairs = [
+        (robust_mean(table, baseline, threat), robust_mean(table, comparator, threat))
+        for threat in threats_of(table)
+    ]
+    return any(low is not None and high is not None and high > low for low, high in pairs)
 
 
 def _gap(closed: float | None, gap: Spread | None) -> str:
