@@ -17,9 +17,13 @@ from vidrobust.attacks import Outcome, parse_threat, rounded
 from vidrobust.config import DataConfig
 from vidrobust.data import build_records, eval_dataset, source_videos, ucf101
 from vidrobust.data.decoding.read_frames import open_video
+from vidrobust.evaluation import Suite
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
+from vidrobust.evaluation.adversarial.attack_settings import AttackSettings
+from vidrobust.evaluation.adversarial.rows import carry_breaks
 from vidrobust.evaluation.adversarial.saved_clips import (
     ffv1,
+    finish_saving,
     is_kept,
     listed_names,
     pixel_file,
@@ -263,6 +267,33 @@ def test_a_budget_added_later_gets_the_clip_that_a_smaller_one_broke(
         ):
             assert np.array_equal(one["adversarial"], other["adversarial"])
             assert str(other["threat"]) == str(large)
+
+
+def test_a_clip_that_only_rounding_breaks_has_floats_at_larger_budgets(tmp_path):
+    """At 1/255 rounding breaks it; nothing breaks it at 2/255 and 4/255, so nothing was saved."""
+    threats = [parse_threat(f"linf-{size}/255") for size in (1, 2, 4)]
+    row = AttackRow(0, "v", 0, 0, "linf-1/255", 1 / 255, 0, True, None, 1, "pgd")
+    others = [
+        replace(row, threat=str(threat), eps=threat.eps, uint8_pred=0, uint8_killed_by=None)
+        for threat in threats[1:]
+    ]
+    stem = stem_of(tmp_path, row.threat, 0)
+    stem.parent.mkdir(parents=True)
+    stem.with_suffix(".mkv").write_bytes(ffv1(counting_frames(2, size=16)))
+    arrays = {"adversarial": np.full(3, 0.5, np.float32), "adv_pred": 0, "killed_by": ""}
+    np.savez(stem.with_suffix(".npz"), threat=row.threat, **arrays)
+    measured = [row, *others]
+    carried = carry_breaks(measured, [threats])
+    assert [each.uint8_killed_by for each in carried] == ["pgd"] * 3
+    attack = AttackSettings(threats, Suite("pgd"), seed=0, save="broken", classes=["a"])
+    about = {"protocol": {"unit": "clip", "frames": 2, "size": 16}}
+    finish_saving(tmp_path, measured, carried, attack, about)
+    for threat in map(str, threats):
+        copy = stem_of(tmp_path, threat, 0)
+        assert copy.with_suffix(".mkv").read_bytes() == stem.with_suffix(".mkv").read_bytes()
+        with np.load(copy.with_suffix(".npz"), allow_pickle=False) as content:
+            assert str(content["threat"]) == threat and str(content["killed_by"]) == ""
+            assert np.array_equal(content["adversarial"], arrays["adversarial"])
 
 
 def test_overwrite_deletes_all_of_it_and_follows_no_link(saved, tmp_path):

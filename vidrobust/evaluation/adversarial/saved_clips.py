@@ -209,9 +209,11 @@ def _carry_files(out: Path, smaller: str, before: AttackRow, row: AttackRow) -> 
     """
     source = stem_of(out, smaller, row.index)
     target = stem_of(out, row.threat, row.index)
-    if row.killed_by != before.killed_by:
+    floats = target.with_suffix(".npz")
+    # with save=broken, a clip that only rounding breaks has floats too, at every budget
+    if row.killed_by != before.killed_by or not floats.is_file():
         with np.load(source.with_suffix(".npz"), allow_pickle=False) as arrays:
-            _write_arrays(target.with_suffix(".npz"), {**arrays, "threat": row.threat})
+            _write_arrays(floats, {**arrays, "threat": row.threat})
     pixels = pixel_file(source)
     if pixels and (row.uint8_killed_by != before.uint8_killed_by or not pixel_file(target)):
         with replacing(target.with_suffix(pixels.suffix)) as file:
