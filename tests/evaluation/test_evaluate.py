@@ -1,12 +1,16 @@
 """An evaluation that is killed goes on with the same bits, and a finished one is not done again."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.helpers import tiny, tiny_ucf101
 from vidrobust import checkpoint, config
+from vidrobust.attacks import BadSamples, parse_threat
 from vidrobust.evaluation import DiskStore, evaluate, load_method, read_summary
+from vidrobust.evaluation.adversarial.targets import Unit
 from vidrobust.methods import build_method
 from vidrobust.training.loop import train
 from vidrobust.utils.errors import UserError
@@ -123,6 +127,45 @@ def test_checks_look_at_clips_from_all_over_the_list(trained, tmp_path, monkeypa
     )
     evaluate(config.loads(config.to_yaml(cfg), ["eval.checks=2"]), state, tmp_path)
     assert seen == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("nan", "line"),
+    [
+        ([0, 1, 2, 3], "model and attack were not checked: no clip can be used: "),
+        ([1], "checks left out clips: "),
+        ([], None),
+    ],
+)
+def test_checks_without_a_clip_are_a_doubt(trained, tmp_path, monkeypatch, nan, line):
+    def of_clips(model, x, *args, **options):
+        numbers = x[:, 0, 0, 0, 0].int().tolist()
+        bad = [place for place, number in enumerate(numbers) if number in nan]
+        if bad:
+            raise BadSamples(bad[:1], "NaN in samples {}")
+        return []
+
+    x = torch.arange(4.0)[:, None, None, None, None].expand(4, 3, 2, 4, 4)
+    names = [f"v{i}" for i in range(4)]
+    unit = Unit(x, torch.zeros(4, dtype=int), names, list(range(4)), [25.0] * 4, [], None, None)
+    monkeypatch.setattr(MODULE, "self_checks", of_clips)
+    monkeypatch.setattr(MODULE, "clip_units", lambda *args: [unit])
+    cfg = config.loads(config.to_yaml(trained[0]), ["eval.checks=4"])
+    run = SimpleNamespace(cfg=cfg, out=tmp_path, indices=range(4), device=x.device)
+    lines = MODULE._checks(run, None, None, parse_threat("linf-1/255"))
+    assert [text[: len(line)] for text in lines] == ([line] if line else [])
+
+
+def test_a_damaged_card_is_refused_before_anything_is_measured(trained, tmp_path, monkeypatch):
+    def stopped(*args):
+        raise InterruptedError
+
+    monkeypatch.setattr(MODULE, "_measure", stopped)
+    with pytest.raises(InterruptedError):
+        evaluate(*trained, tmp_path)
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(UserError, match="card.json: no valid card"):
+        evaluate(*trained, tmp_path)
 
 
 def test_a_border_that_no_view_shows_is_told(trained, monkeypatch):

@@ -74,7 +74,7 @@ from vidrobust.evaluation.natural.corruption_summary import (
 from vidrobust.evaluation.natural.open_set import OpenSet, evaluate_open_set, unknown_records
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.own_head import Head, own_head
-from vidrobust.evaluation.report.card import check_card_options, write_card
+from vidrobust.evaluation.report.card import check_card_options, earlier_card, write_card
 from vidrobust.evaluation.report.markdown import write_report
 from vidrobust.evaluation.report.projector import write_projector
 from vidrobust.evaluation.representation.class_accuracy import (
@@ -363,6 +363,8 @@ def _evaluate(
                     planned=_planned_rows(run),
                 )
                 folder.enter_context(claimed)
+                # a damaged card.json is refused now, not after hours of attacks
+                earlier_card(out)
                 if cfg.data.labels:
                     write_chosen(train, classes, out / "labels")
 
@@ -973,6 +975,9 @@ def _checks(
             lines = [f"checks left out clips: {reasons}"]
         except ValueError as error:
             raise UserError(f"checking the model under {threat}: {error}") from None
+    else:
+        reasons = "; ".join(failure.reason for failure in unit.failed)
+        lines = [f"model and attack were not checked: no clip can be used: {reasons}"]
     for line in lines:
         log.warning(line)
     _write(path, json.dumps(lines) + "\n")

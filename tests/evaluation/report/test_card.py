@@ -297,6 +297,27 @@ def test_lines_of_checks_that_are_no_doubts_are_left_out(tmp_path):
     assert card.checks == Checks(8, ["masked"]) and card.unreliable_reasons == ["masked"]
 
 
+def test_the_card_has_the_number_of_clips_that_were_checked(tmp_path):
+    checked(tmp_path)  # asked for 8
+    assert written(tmp_path, checks=3).checks == Checks(3, [])
+
+
+def test_a_summary_without_the_number_of_checks_has_that_of_the_options(tmp_path):
+    checked(tmp_path)
+    assert written(tmp_path, checks=None).checks == Checks(8, [])
+
+
+def test_checks_that_were_off_are_a_reason_to_doubt(tmp_path):
+    card = written(tmp_path, checks=0)
+    assert card.checks == Checks(0, []) and "were not checked" in card.unreliable_reasons[0]
+
+
+def test_checks_that_no_clip_withstood_are_a_reason_to_doubt(tmp_path):
+    checked(tmp_path, ["model and attack were not checked: no clip can be used: a: NaN"])
+    card = written(tmp_path, checks=8)
+    assert card.unreliable and "no clip can be used" in card.unreliable_reasons[0]
+
+
 # --- Real evaluations ---
 
 

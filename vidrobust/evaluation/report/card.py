@@ -199,6 +199,18 @@ def check_card_options(cfg: config.CardConfig) -> None:
         raise UserError(f"eval.card.link={shown(cfg.link)}: must begin with https:// or http://")
 
 
+def earlier_card(out: Path) -> Card | None:
+    """Return the card that an earlier call has written to a folder, or None.
+
+    An evaluation calls this before it measures: a card that it could not follow is refused then.
+
+    Raises:
+        UserError: if it does not validate.
+    """
+    path = out / FILE
+    return read_card(path) if path.is_file() else None
+
+
 def write_card(out: Path, summary: Summary, cfg: config.CardConfig) -> None:
     """Write out/card.json.
 
@@ -212,7 +224,7 @@ def write_card(out: Path, summary: Summary, cfg: config.CardConfig) -> None:
     """
     check_card_options(cfg)
     path = out / FILE
-    card = make_card(out, summary, cfg, read_card(path) if path.is_file() else None)
+    card = make_card(out, summary, cfg, earlier_card(out))
     text = json.dumps(asdict(card), indent=2, allow_nan=False) + "\n"
     if problem := _problem(json.loads(text)):
         raise ValueError(f"{path}: {problem}")  # a fault of this package
@@ -428,13 +440,13 @@ def _checks(out: Path, summary: Summary, options: Mapping[str, str]) -> Checks |
     if not _robust(summary):
         return None
     lines = read_checks(out)
-    clips = _number(options, "eval.checks")
+    clips = summary.checks
+    if clips is None:  # of an earlier revision
+        asked = _number(options, "eval.checks")
+        clips = None if asked is None else int(asked)
     if lines is None:
-        return Checks(0 if clips == 0 else None, []) if clips == 0 else None
-    return Checks(
-        None if clips is None else int(clips),
-        [line for line in lines if not line.startswith(_SKIPPED)],
-    )
+        return Checks(0, []) if clips == 0 else None
+    return Checks(clips, [line for line in lines if not line.startswith(_SKIPPED)])
 
 
 def _architecture(summary: Summary, options: Mapping[str, str]) -> str:
