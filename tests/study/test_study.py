@@ -11,6 +11,7 @@ import pytest
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from tests.study.helpers import finished_runs
 from vidrobust import config
+from vidrobust.evaluation.representation.multi_label import MeanAveragePrecision
 from vidrobust.methods import RULES
 from vidrobust.study import (
     ArmResult,
@@ -287,6 +288,48 @@ def test_a_page_above_the_limit_is_one_line_after_the_other_files(tmp_path, monk
         write_study(study, finished_runs({"csl": [0.2]}), tmp_path, extra=("csv",))
     assert "ValueError" not in str(raised.value) and "\n" not in str(raised.value)
     assert (tmp_path / "study.csv").is_file() and (tmp_path / "study.json").is_file()
+
+
+def _of_several_labels(robust):
+    """Return runs of videos with several labels each, which have an average precision alone."""
+    runs = finished_runs(robust)
+    for run in runs:
+        precision = MeanAveragePrecision(run.summary.curve[1].robust_acc, [0.1, 0.9], 50, 3)
+        run.summary.average_precision = {"trained_probe": precision}
+        run.summary.representation = {}
+        run.summary.geometry = None
+        run.summary.curve = []
+        run.summary.clean_acc = None
+        run.summary.suite = None
+    return runs
+
+
+def test_videos_with_several_labels_are_compared_by_average_precision(tmp_path):
+    study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup"])
+    runs = _of_several_labels({"csl": [0.2, 0.3], "fnr": [0.5, 0.6], "sup": [0.4, 0.4]})
+    table = write_study(study, runs, tmp_path, extra=("csv", "tex"))["d"]
+    assert table["fnr"].measures["mAP"].mean == pytest.approx(0.55)
+    assert table["fnr"].difference["mAP"].values == pytest.approx([0.3, 0.3])
+    assert "probe" not in table["fnr"].measures
+    text = (tmp_path / "study.md").read_text()
+    assert "| arm | seeds | mAP |" in text and "| fnr | 2 | 55.0 ± 63.5 [7.1] |" in text
+    page = (tmp_path / "study.html").read_text()
+    assert "fnr has the highest mean average precision of the linear probe" in page
+
+
+def test_a_run_whose_features_are_not_finite_is_in_the_report(tmp_path):
+    runs = finished_runs({"csl": [0.2, 0.3], "fnr": [0.5, 0.6]})
+    runs[0].summary.geometry = None
+    table = write_study(Study(arms={}, datasets={}, baseline="csl"), runs, tmp_path)["d"]
+    assert len(table["csl"].measures["alignment"].values) == 1
+
+
+def test_runs_without_any_accuracy_have_a_report(tmp_path):
+    runs = _of_several_labels({"csl": [0.2, 0.3], "fnr": [0.5, 0.6]})
+    for run in runs:
+        run.summary.average_precision = {}
+    write_study(Study(arms={}, datasets={}, baseline="csl"), runs, tmp_path, extra=("csv", "tex"))
+    assert "On d, no accuracy is measured." in (tmp_path / "study.html").read_text()
 
 
 def test_a_gap_is_in_doubt_if_baseline_and_comparator_share_no_seed(tmp_path):

@@ -117,6 +117,8 @@ def summarise(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Table]:
 
     - probe, clean, shift: accuracy of the linear probe, of the attacked classifier, and on another
       data set.
+    - mAP: mean average precision of the linear probe, in place of accuracies, for videos with
+      several labels each.
     - robust THREAT: robust accuracy. success THREAT: fraction of the correctly classified videos
       that the attack breaks.
     - mpc, rpc: accuracy under corruptions, absolute and relative.
@@ -202,7 +204,14 @@ def _measures(run: FinishedRun) -> Measures:
     clean = summary.clean_acc
     corruption = summary.corruption
     views = summary.bias.views if summary.bias else {}
-    measures: Measures = {"probe": summary.representation["trained_probe"].acc, "clean": clean}
+    # videos with several labels each have an average precision in place of an accuracy
+    probe = summary.representation.get("trained_probe")
+    precision = summary.average_precision.get("trained_probe")
+    measures: Measures = {
+        "probe": probe.acc if probe else None,
+        "mAP": precision.mean if precision else None,
+        "clean": clean,
+    }
     for point in summary.curve:
         measures[f"robust {point.threat}"] = point.robust_acc
     for point in summary.curve:
@@ -214,9 +223,10 @@ def _measures(run: FinishedRun) -> Measures:
         measures[f"acc {name}"] = view.acc
     for name, view in views.items():
         measures[f"bias {name}"] = view.bias
-    assert summary.geometry is not None  # rank 0, which writes the file, always has it
+    # Not measured of features that are not finite, and of videos with several labels each.
+    geometry = vars(summary.geometry["trained"]) if summary.geometry else {}
     # Quantiles and histograms of the geometry are lists, which have no mean over seeds.
-    for key, value in vars(summary.geometry["trained"]).items():
+    for key, value in geometry.items():
         if not isinstance(value, list):
             measures[key] = value
     if run.removal:

@@ -34,6 +34,8 @@ _GEOMETRY = (
     "effective_rank",
 )
 
+_PRECISION = " mAP: mean average precision of the linear probe, of videos with several labels each."
+
 # Arm -> measure -> its spread over seeds.
 Spreads = dict[str, dict[str, Spread]]
 
@@ -201,6 +203,7 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
             " deviation]. The interval is by Student's t; for two seeds, half of it is 9 times"
             " their standard deviation. probe: linear probe over all clips; clean: the attacked"
             " classifier; then its robust accuracy by budget; mpc: mean under corruptions."
+            f"{_PRECISION if 'mAP' in columns else ''}"
         ),
         "",
         *_rows(measures, columns, 100, 1, {name: result.n for name, result in table.items()}),

@@ -18,8 +18,11 @@ def without_overridden(options: Sequence[str], overrides: Sequence[str]) -> list
 def accuracies(runs: Runs) -> dict[str, str]:
     """Return measure -> title of its column, for the accuracies of one data set.
 
-    Robust accuracies are those of the threats of any run. A budget of 0 is clean accuracy.
+    Robust accuracies are those of the threats of any run. A budget of 0 is clean accuracy. Videos
+    with several labels each have a mean average precision in place of them all.
     """
+    if any(run.summary.average_precision for run in runs):
+        return {"mAP": "mAP"}
     points = [point for run in runs for point in run.summary.curve if point.eps > 0]
     robust = {f"robust {point.threat}": point.threat for point in points}
     return {"probe": "probe", "clean": "clean", **robust, "mpc": "mpc"}

@@ -35,7 +35,7 @@ class StudyVerdict:
 
 
 def main_measure(study: Study, runs: Runs) -> MainMeasure:
-    """Return robust accuracy under the threat to name, or the accuracy without attacks.
+    """Return robust accuracy under the threat to name, or what was measured without attacks.
 
     The threat is that of the baseline's first run, as `worst` chooses it.
 
@@ -49,6 +49,8 @@ def main_measure(study: Study, runs: Runs) -> MainMeasure:
         if point := worst(run.summary.curve):
             words = f"robust accuracy when {in_words(point)}"
             return MainMeasure(f"robust {point.threat}", point.threat, words)
+    if any(run.summary.average_precision for run in runs):
+        return MainMeasure("mAP", "mAP", "mean average precision of the linear probe")
     if any(run.summary.clean_acc is not None for run in runs):
         return MainMeasure("clean", "clean", "accuracy")
     return MainMeasure("probe", "probe", "accuracy of the linear probe")
@@ -71,6 +73,9 @@ def study_verdict(
         for name, result in table.items()
         if main.key in result.measures
     }
+    # a protocol may measure something else, such as recall
+    if not spreads:
+        return StudyVerdict(f"On {dataset}, no accuracy is measured.")
     top = max(spread.mean for spread in spreads.values())
     leaders = [name for name, spread in spreads.items() if spread.mean == top]
     value = _with_half(spreads[leaders[0]])
