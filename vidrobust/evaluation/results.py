@@ -21,7 +21,7 @@ from vidrobust.data import Record, records_sha
 from vidrobust.data.prepare.provenance import read_mark
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import held, read_json, read_rows, replacing, sign
-from vidrobust.utils.environment import environment
+from vidrobust.utils.environment import ENVIRONMENT_FILE, environment
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.own_files import EVALUATION_FILES, delete_files, require_deletable
@@ -154,8 +154,8 @@ def claim(
             others = {"options": options, "classes": list(classes), "planned": dict(planned or {})}
             file.write(json.dumps(identity | others).encode())
         # of the first call, which a repeated one continues
-        if not (out / "environment.json").is_file():
-            with replacing(out / "environment.json") as file:
+        if not (out / ENVIRONMENT_FILE).is_file():
+            with replacing(out / ENVIRONMENT_FILE) as file:
                 file.write((json.dumps(environment(), indent=2) + "\n").encode())
         yield
 

@@ -14,6 +14,9 @@ import torch
 import torchvision
 
 from vidrobust import __version__
+from vidrobust.utils.atomic_files import read_json
+
+ENVIRONMENT_FILE = "environment.json"  # in the folder of an evaluation
 
 
 def environment() -> dict[str, Any]:
@@ -42,3 +45,16 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "world_size": int(os.environ.get("WORLD_SIZE", 1)),
     }
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return what `environment` returned for an evaluation; empty for one of earlier revisions.
+
+    Args:
+        folder: of the evaluation.
+
+    Raises:
+        UserError: for a damaged file.
+    """
+    path = folder / ENVIRONMENT_FILE
+    return read_json(path, "delete it; reports then leave it out") if path.is_file() else {}

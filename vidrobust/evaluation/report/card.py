@@ -27,6 +27,7 @@ from vidrobust.evaluation.results import read_checks
 from vidrobust.evaluation.summary import Summary, learned_nothing
 from vidrobust.models.sources import is_spec
 from vidrobust.utils.atomic_files import read_json, replacing
+from vidrobust.utils.environment import read_environment
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
 from vidrobust.utils.text import shown
@@ -303,9 +304,11 @@ def make_card(
     Raises:
         UserError: for an identity.json or environment.json that is damaged.
     """
-    options = _json(out / "identity.json").get("options")
+    identity = out / "identity.json"
+    remedy = "delete it; the card then leaves it out"
+    options = read_json(identity, remedy).get("options") if identity.is_file() else None
     options = options if isinstance(options, dict) else {}
-    made = _json(out / "environment.json")
+    made = read_environment(out)
     clean = clean_accuracy(summary)
     checks = _checks(out, summary, options)
     effort = _effort(summary.suite)
@@ -370,11 +373,6 @@ def unreliable_reasons(summary: Summary, checks: Checks | None, effort: float | 
     if summary.eot > 1 or (summary.suite or "").startswith("rand"):
         reasons.append("the model is random: an attack may not have met the passes that are scored")
     return reasons + learned_nothing(summary.representation)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Return the content of a file that earlier revisions did not write; empty without it."""
-    return read_json(path, "delete it; the card then leaves it out") if path.is_file() else {}
 
 
 def _described(cfg: config.CardConfig, earlier: Card | None) -> dict[str, Any]:
