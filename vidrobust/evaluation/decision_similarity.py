@@ -13,16 +13,13 @@ import numpy as np
 
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
 from vidrobust.evaluation.results import MODEL_FAULT
-from vidrobust.evaluation.summary import Summary, read_summary
+from vidrobust.evaluation.summary import Summary, classifier_key, read_summary
 from vidrobust.utils.atomic_files import read_rows
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import bootstrap_interval
 
 RESAMPLES = 1000  # of the bootstrap
 _NO_ANSWER = -1  # a video that decodes, and for which the model gives NaN
-
-# what an evaluation measures -> column of predictions.jsonl
-_COLUMNS = {"own head": "head", "linear probe": "trained_probe", "kNN": "trained_knn"}
 
 
 # --- Measures ---
@@ -169,8 +166,7 @@ def _clean(folder: Path, summary: Summary) -> _Decisions:
     """
     path = folder / "predictions.jsonl"
     rows = read_rows(path) if path.is_file() else []
-    # a classifier that a protocol has fitted has the name of the protocol
-    column = _COLUMNS.get(summary.classifier, f"trained_{summary.classifier}")
+    column = classifier_key(summary.classifier)
     if not rows or any(column not in row for row in rows):
         raise UserError(
             f"{path}: holds no predictions of the {summary.classifier}; evaluate again, without"

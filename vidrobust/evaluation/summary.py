@@ -184,6 +184,27 @@ class Summary:
     transfer_sha: str = ""
 
 
+# --- Names of classifiers ---
+
+# Name of a classifier, as in `Summary.classifier` -> its key in `Summary.representation`.
+_KEYS = {"own head": "head", "linear probe": "trained_probe", "kNN": "trained_knn"}
+_TRAINED = "trained_"
+
+
+def classifier_key(name: str) -> str:
+    """Return the key of a classifier in `representation`, predictions.jsonl and per_class.csv.
+
+    A classifier that a protocol has fitted has the name of the protocol.
+    """
+    return _KEYS.get(name, f"{_TRAINED}{name}")
+
+
+def classifier_name(key: str) -> str:
+    """Return the name of the classifier that has a key, the way back from `classifier_key`."""
+    names = {value: name for name, value in _KEYS.items()}
+    return names.get(key, key.removeprefix(_TRAINED))
+
+
 # --- Files ---
 
 

@@ -6,12 +6,8 @@ from pathlib import Path
 
 from vidrobust.evaluation.report.tables import code, escape, table
 from vidrobust.evaluation.representation.knn_and_probe import Accuracy
-from vidrobust.evaluation.summary import Summary
+from vidrobust.evaluation.summary import Summary, classifier_key, classifier_name
 
-# key of a classifier in summary.json, without "trained_" -> its name
-_NAMES = {"probe": "linear probe", "knn": "kNN"}
-# name of what is measured and attacked -> column of per_class.csv
-_COLUMNS = {"linear probe": "trained_probe", "kNN": "trained_knn", "own head": "head"}
 _SHOWN = 5  # classes with the lowest accuracy
 
 
@@ -26,7 +22,7 @@ def representation_lines(out: Path, summary: Summary) -> list[str]:
         return _precision_lines(summary)
     accuracies = summary.representation
     titles = ["classifier", "trained", "random weights", "top-5", "mean of classes"]
-    lines = table(titles, *(_row(accuracies, name) for name in _names(accuracies)))
+    lines = table(titles, *(_row(accuracies, key) for key in _keys(accuracies)))
     if summary.fitted:
         settings = ", ".join(f"{key} {value:g}" for key, value in summary.fitted.items())
         chosen = f"; chosen on {summary.chosen_on}" if summary.chosen_on else ""
@@ -60,23 +56,19 @@ def _precision_lines(summary: Summary) -> list[str]:
     ]
 
 
-def _names(accuracies: dict[str, Accuracy]) -> list[str]:
-    """Return the classifiers in the order of the table, without "trained_" and "random_"."""
-    names = [key.removeprefix("trained_") for key in accuracies if key.startswith("trained_")]
-    return [*names, *(["head"] if "head" in accuracies else [])]
+def _keys(accuracies: dict[str, Accuracy]) -> list[str]:
+    """Return the keys of the classifiers on trained weights, in the order of the table."""
+    keys = [key for key in accuracies if key.startswith("trained_")]
+    return [*keys, *(["head"] if "head" in accuracies else [])]
 
 
-def _row(accuracies: dict[str, Accuracy], name: str) -> list[str]:
-    """Return the row of a classifier."""
-    if name == "head":
-        title, trained, random = "own head", accuracies["head"], None
-    else:
-        title, trained = _NAMES.get(name, name), accuracies[f"trained_{name}"]
-        random = accuracies.get(f"random_{name}")
+def _row(accuracies: dict[str, Accuracy], key: str) -> list[str]:
+    """Return the row of a classifier, with the one on random weights beside it if there is one."""
+    trained = accuracies[key]
     return [
-        title,
+        classifier_name(key),
         _cell(trained),
-        _cell(random),
+        _cell(accuracies.get(f"random_{key.removeprefix('trained_')}")),
         _with_interval(trained.top5, trained.top5_ci95),
         _with_interval(trained.mean_class, trained.mean_class_ci95),
     ]
@@ -102,7 +94,7 @@ def _percent(fraction: float | None) -> str:
 def _class_lines(out: Path, summary: Summary) -> list[str]:
     """Return a line about the classes with the lowest accuracy; none without per_class.csv."""
     path = out / "per_class.csv"
-    column = _COLUMNS.get(summary.classifier, f"trained_{summary.classifier}")
+    column = classifier_key(summary.classifier)
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
