@@ -1,4 +1,4 @@
-"""What was recorded of a process is read back, or a damaged file is named."""
+"""The record of a process is read back, or a damaged file is named."""
 
 import json
 
