@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -24,8 +23,9 @@ from vidrobust.evaluation.report.page import html_of, render, write_page
 from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_chart
 from vidrobust.evaluation.report.verdict import verdict, worst
 from vidrobust.evaluation.results import rank_files
-from vidrobust.evaluation.summary import Summary
-from vidrobust.utils.atomic_files import read_json, read_rows
+from vidrobust.evaluation.summary import Summary, classifier_key
+from vidrobust.utils.atomic_files import read_rows
+from vidrobust.utils.environment import read_environment
 from vidrobust.utils.intervals import wilson
 
 _CLIPS = 4_500_000  # bytes of all clips; the rest of a page's budget is for tables and pictures
@@ -51,13 +51,14 @@ def write_html(
     rows = _attack_rows(out, summary)
     largest = worst(summary.curve)
     names = used(summary)
+    sentence = verdict(summary, _kind(out))
     paths = sorted((out / "clips").glob("*.npz"))
     clips = _clips(paths, summary, classes)
     text = render(
         "report.html",
-        title=f"{summary.dataset}: {verdict(summary)}",
+        title=f"{summary.dataset}: {sentence}",
         heading=_heading(summary),
-        verdict=verdict(summary),
+        verdict=sentence,
         warnings=summary.warnings,
         facts=_facts(out, summary),
         chance=summary.chance,
@@ -72,7 +73,7 @@ def write_html(
         sections={name: html_of(lines, out) for name, lines in sections.items() if lines},
         methods=methods_text(summary, _effort(out)),
         bibtex=bibtex(names),
-        environment=_environment(out),
+        environment=read_environment(out),
     )
     write_page(out / "report.html", text)
 
@@ -97,6 +98,15 @@ def _attack_rows(out: Path, summary: Summary) -> list[AttackRow]:
     return carry_breaks(rows, families([parse_threat(name) for name in threats]))
 
 
+def _kind(out: Path) -> str:
+    """Return what was measured, "images" for clips of one frame."""
+    path = out / "identity.json"
+    if not path.is_file():
+        return "videos"
+    options = read_json(path, "evaluate again, without --report-only").get("options", {})
+    return "images" if options.get("data.frames") == "1" else "videos"
+
+
 def _heading(summary: Summary) -> str:
     """Return what was measured, for the line above the verdict."""
     model = summary.classifier
@@ -105,7 +115,7 @@ def _heading(summary: Summary) -> str:
 
 def _facts(out: Path, summary: Summary) -> list[tuple[str, str]]:
     """Return the protocol line: names and values."""
-    environment = _environment(out)
+    environment = read_environment(out)
     facts = [
         ("Data", f"{summary.dataset}, {summary.split}"),
         ("Videos", str(summary.n)),
@@ -130,12 +140,6 @@ def _effort(out: Path) -> Effort:
     doubts = json.loads(path.read_bytes()) if path.is_file() else []
     seconds = sum(sum(attacks.values()) for attacks in timings(out).values())
     return Effort(len(doubts), seconds)
-
-
-def _environment(out: Path) -> dict[str, Any]:
-    """Return what was recorded of the process; empty for evaluations of earlier revisions."""
-    path = out / "environment.json"
-    return read_json(path, "delete it; the report then leaves it out") if path.is_file() else {}
 
 
 # --- Robust accuracy by budget ---
@@ -274,7 +278,6 @@ def _classes(
     path = out / "predictions.jsonl"
     if not path.is_file() or summary.average_precision:
         return None
-    names = {"own head": "head", "linear probe": "trained_probe", "kNN": "trained_knn"}
-    key = names.get(summary.classifier, f"trained_{summary.classifier}")
+    key = classifier_key(summary.classifier)
     answers = [(row["label"], row.get(key)) for row in read_rows(path) if "label" in row]
     return class_section(classes, answers, [], [], "") if answers else None

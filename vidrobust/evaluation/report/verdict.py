@@ -1,7 +1,7 @@
 """Say in one sentence what an evaluation found."""
 
 from vidrobust.evaluation.adversarial.curve import CurvePoint
-from vidrobust.evaluation.summary import Summary
+from vidrobust.evaluation.summary import Summary, classifier_key
 
 # Support of a threat -> who may change, as the subject of "... may move by".
 _SUBJECTS = {
@@ -15,9 +15,13 @@ _SUBJECTS = {
 }
 
 
-def verdict(summary: Summary) -> str:
-    """Return the sentence that an evaluation's reader needs first."""
-    kind = "images" if _is_image(summary) else "videos"
+def verdict(summary: Summary, kind: str = "videos") -> str:
+    """Return the sentence that an evaluation's reader needs first.
+
+    Args:
+        summary: what was measured.
+        kind: of what, "videos" or "images".
+    """
     if summary.average_precision:
         mean = next(iter(summary.average_precision.values())).mean
         return f"On {summary.n} {kind} the mean average precision is {_percent(mean)}."
@@ -69,14 +73,9 @@ def in_words(point: CurvePoint) -> str:
     return f"{subject} may move, in all by {point.eps:.3g} (L1)"
 
 
-def _is_image(summary: Summary) -> bool:
-    return summary.input is not None and summary.input.frames == 1
-
-
 def classifier_accuracy(summary: Summary) -> tuple[float, int]:
     """Return the accuracy of what is measured, and the number of its videos."""
-    names = {"own head": "head", "linear probe": "trained_probe", "kNN": "trained_knn"}
-    key = names.get(summary.classifier, f"trained_{summary.classifier}")
+    key = classifier_key(summary.classifier)
     accuracy = summary.representation.get(key) or next(iter(summary.representation.values()))
     return accuracy.acc, accuracy.n
 
