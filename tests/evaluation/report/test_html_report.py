@@ -258,6 +258,14 @@ def test_an_evaluation_without_attacks_has_a_page(tmp_path):
     assert "Of 9 videos, 50 % are classified rightly." in text and "<h2>Representation" in text
 
 
+@pytest.mark.parametrize(("frames", "kind"), [("1", "images"), ("16", "videos")])
+def test_clips_of_one_frame_are_images(frames, kind, tmp_path):
+    (tmp_path / "identity.json").write_text(json.dumps({"options": {"data.frames": frames}}))
+    write_html(tmp_path, _summary(["a"], 9), ["a"], {})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"Of 9 {kind}, 50 %" in text
+
+
 def test_corruptions_show_a_video_at_each_severity(tmp_path):
     rows = []
     for index in range(2):

@@ -24,7 +24,7 @@ from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_cha
 from vidrobust.evaluation.report.verdict import verdict, worst
 from vidrobust.evaluation.results import rank_files
 from vidrobust.evaluation.summary import Summary, classifier_key
-from vidrobust.utils.atomic_files import read_rows
+from vidrobust.utils.atomic_files import read_json, read_rows
 from vidrobust.utils.environment import read_environment
 from vidrobust.utils.intervals import wilson
 
