@@ -54,7 +54,7 @@ def test_another_is_refused_with_the_options_that_differ_and_loses_nothing(tmp_p
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
     _claim(tmp_path, "eval.suite=fmn", overwrite=True)  # its own files, and no one else's
     left = sorted(p.name for p in tmp_path.rglob("*.*") if not p.name.endswith("_old.jsonl"))
-    assert left == [".lock", "identity.json", "notes.txt", "summary.json"]
+    assert left == [".lock", "environment.json", "identity.json", "notes.txt", "summary.json"]
     assert all((tmp_path / kept).is_file() for kept in others)
     assert json.loads((tmp_path / "identity.json").read_text())["options"]["eval.suite"] == "fmn"
 
@@ -84,7 +84,8 @@ def test_where_another_process_evaluates_it_is_refused_until_that_is_killed(tmp_
             ):
                 _claim(tmp_path / "out", *words, overwrite=True)
             assert (tmp_path / "out/results.jsonl").is_file()
-    (tmp_path / "out/identity.json").unlink()  # as if it had been killed before it said what it is
-    (tmp_path / "out/results.jsonl").unlink()
+    # as if it had been killed before it said what it is
+    for name in ("identity.json", "environment.json", "results.jsonl"):
+        (tmp_path / "out" / name).unlink()
     _claim(tmp_path / "out")
     assert (tmp_path / "out/identity.json").is_file()

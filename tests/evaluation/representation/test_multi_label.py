@@ -172,7 +172,8 @@ def test_the_softmax_probe_is_as_before():
     features = torch.randn(30, 3, generator=generator)
     labels = torch.randint(4, (30,), generator=generator)
     layer = fit_probe(features, labels, 4)
-    assert [round(value, 4) for value in layer.bias.tolist()] == [0.5565, 0.5152, -1.3877, 0.3161]
+    # where the minimisation stops depends on the processor in the fourth digit
+    assert layer.bias.tolist() == pytest.approx([0.5565, 0.5152, -1.3877, 0.3161], abs=2e-3)
 
 
 # ------------------------------------------------------------------ measurement
