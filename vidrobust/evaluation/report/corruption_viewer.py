@@ -50,14 +50,14 @@ def corruption_viewer(
     rows = [row for path in rank_files(out, "corruptions") for row in read_rows(path)]
     index = shown_video(folder)
     shown = [row for row in rows if row["index"] == index]
-    # all severities of all corruptions are equally wanted: the mildest and the strongest first
+    # where room is short, the clean clip and the strongest severity matter most
     wanted = sorted(
         (
             (row["name"], severity, answer)
             for row in shown
             for severity, answer in zip(row["severities"], row["predicted"], strict=True)
         ),
-        key=lambda each: (abs(2.75 - each[1]) < 2, each[1]),
+        key=lambda each: (each[1] not in (0, 5), each[1]),
     )
     pictures = {}
     left, left_out = most, 0

@@ -15,6 +15,7 @@ from vidrobust.evaluation.report.baseline import Baseline, read_baseline
 from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.evaluation.report.calibration_tables import calibration_lines
 from vidrobust.evaluation.report.card import write_card
+from vidrobust.evaluation.report.clip_player import class_name
 from vidrobust.evaluation.report.corruption_tables import corruption_lines
 from vidrobust.evaluation.report.geometry_tables import geometry_lines
 from vidrobust.evaluation.report.html_report import write_html
@@ -449,8 +450,8 @@ def _draw_clip(path: Path, classes: list[str]) -> Path:
     with np.load(path) as saved:
         clip = saved["clip"] / 255.0
         twin = saved["adversarial"].astype(np.float64)
-        clean_class = drawing.label(_class_name(classes, int(saved["clean_pred"])))
-        adv_class = drawing.label(_class_name(classes, int(saved["adv_pred"])))
+        clean_class = drawing.label(class_name(classes, int(saved["clean_pred"])))
+        adv_class = drawing.label(class_name(classes, int(saved["adv_pred"])))
         uid = str(saved["uid"])
         threat = str(saved["threat"])
     difference = twin - clip
@@ -478,8 +479,3 @@ def _draw_clip(path: Path, classes: list[str]) -> Path:
     picture = path.with_suffix(".png")
     drawing.save(figure, picture)
     return picture
-
-
-def _class_name(classes: list[str], number: int) -> str:
-    """Return the name of a class, or its number if it has no name."""
-    return classes[number] if 0 <= number < len(classes) else f"class {number}"
