@@ -10,8 +10,8 @@ import pytest
 from tests.pages import in_browser, needs_chromium, on_phone, outside
 from tests.study.helpers import finished_runs
 from vidrobust.evaluation.report.page import LARGEST
+from vidrobust.evaluation.report.svg_frame import ticks
 from vidrobust.study import Study, study_page, summarise, write_study
-from vidrobust.study.study_charts import ticks
 
 ROBUST = {"csl": [0.2, 0.3, 0.4], "fnr": [0.5, 0.4, 0.6], "sup": [0.2, 0.35, 0.4]}
 

@@ -16,6 +16,7 @@ from vidrobust.evaluation.report.tables import escape, table
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
+from vidrobust.utils.readable import percent, with_interval
 
 
 def main() -> None:
@@ -82,13 +83,12 @@ def comparison_lines(comparison: Comparison) -> list[str]:
 
 def _cells(row: Similarity) -> list[str]:
     """Return the cells of a row."""
-    accuracies = " and ".join(f"{100 * acc:.1f} %" for acc in row.acc)
-    low, high = row.agreement_ci95
+    accuracies = " and ".join(percent(acc) for acc in row.acc)
     return [
         row.threat or "clean",
         str(row.n),
         accuracies,
-        f"{100 * row.agreement:.1f} % ({100 * low:.1f} to {100 * high:.1f})",
+        with_interval(row.agreement, row.agreement_ci95),
         "{:.3f} ({:.3f} to {:.3f})".format(row.kappa, *row.kappa_ci95),
         "{:.3f} ({:.3f} to {:.3f})".format(row.error_consistency, *row.error_consistency_ci95),
     ]

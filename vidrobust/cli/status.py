@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vidrobust.cli.folder_status import Status, statuses
 from vidrobust.utils.errors import UserError
-from vidrobust.utils.logging import duration
+from vidrobust.utils.readable import duration, rough_time
 from vidrobust.utils.text import visible
 
 _TITLES = ("path", "kind", "state", "progress", "left", "last numbers", "written", "process")
@@ -76,7 +76,7 @@ def status_lines(found: Sequence[Status], now: float) -> list[str]:
 
 def _cells(status: Status, now: float) -> tuple[str, ...]:
     """Return the cells of a row."""
-    age = "" if status.updated is None else f"{_rough(max(0, now - status.updated))} ago"
+    age = "" if status.updated is None else f"{rough_time(max(0, now - status.updated))} ago"
     process = ""
     if status.pid is not None:
         process = f"{status.pid or 'unknown'} on {visible(status.host) or 'unknown'}"
@@ -104,11 +104,3 @@ def _progress(status: Status) -> str:
     if status.total is None:
         return f"{status.done} {status.unit}"
     return f"{status.done or 0} of {status.total} {status.unit}"
-
-
-def _rough(seconds: float) -> str:
-    """Return a time in its largest unit, such as `3 h`."""
-    for length, name in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {name}"
-    return f"{seconds:.0f} s"

@@ -32,6 +32,7 @@ from vidrobust.models.input_spec import InputSpec, Published
 from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
+from vidrobust.utils.readable import percent
 from vidrobust.utils.typed_json import from_json
 
 
@@ -288,8 +289,8 @@ def learned_nothing(accuracies: dict[str, Accuracy]) -> list[str]:
     if trained > random:
         return []
     return [
-        f"the probe on trained weights ({100 * trained:.1f} %) is not above that on random ones "
-        f"({100 * random:.1f} %): a model that predicts little may appear robust"
+        f"the probe on trained weights ({percent(trained)}) is not above that on random ones "
+        f"({percent(random)}): a model that predicts little may appear robust"
     ]
 
 
@@ -318,8 +319,8 @@ def unlike_published(summary: Summary) -> list[str]:
         return []
     published, acc = both
     return [
-        f"the model's own head is right on {100 * acc:.1f} %, but"
-        f" {published.source or 'its input card'} reports {100 * published.acc:.1f} %"
+        f"the model's own head is right on {percent(acc)}, but"
+        f" {published.source or 'its input card'} reports {percent(published.acc)}"
         + (f" with {published.views} views" if published.views else "")
         + "; check, in this order: range of"
         " the pixels, mean and std, order of the channels, resize, choice of frames, order of the"

@@ -4,17 +4,17 @@ It needs the folders of finished evaluations, and no model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from vidrobust.attacks import parse_threat
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
 from vidrobust.evaluation.adversarial.rows import carry_breaks
 from vidrobust.evaluation.adversarial.suites import families
-from vidrobust.evaluation.adversarial.transfer_rows import Transfer
+from vidrobust.evaluation.adversarial.transfer_rows import Outcome, Transfer, outcome_of
 from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.utils.atomic_files import read_rows
-from vidrobust.utils.intervals import wilson
+from vidrobust.utils.readable import percent
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,16 @@ class MatrixModel:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Accuracy of one model on the adversarial clips of another, or of its own.
+class MatrixCell(Outcome):
+    """Outcome of one model on the adversarial clips of another, or on its own.
 
     Attributes:
         attacked: name of the model that was attacked.
         measured: name of the model that is measured.
-        n: number of videos.
-        acc: fraction that the measured model classifies rightly.
-        ci95: its 95 % interval (Wilson).
-        clean_right: number of clean clips that the measured model classifies rightly.
-        success: fraction of these whose adversarial clip it classifies wrongly; None without any.
-        success_ci95: its interval.
     """
 
     attacked: str
     measured: str
-    n: int
-    acc: float
-    ci95: list[float]
-    clean_right: int
-    success: float | None
-    success_ci95: list[float]
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class ThreatMatrix:
     """The matrix of a threat; `cells[i][j]`: model i was attacked, model j is measured."""
 
     threat: str
-    cells: list[list[Cell]]
+    cells: list[list[MatrixCell]]
 
 
 @dataclass(frozen=True)
@@ -155,7 +143,7 @@ def read_matrix(models: Sequence[MatrixFolders]) -> TransferMatrix:
     )
 
 
-def own_cell(model: MatrixFolders, threat: str) -> Cell:
+def own_cell(model: MatrixFolders, threat: str) -> MatrixCell:
     """Return the result of a model under its own attack, from the rows of results.jsonl.
 
     Args:
@@ -166,19 +154,8 @@ def own_cell(model: MatrixFolders, threat: str) -> Cell:
     names = dict.fromkeys(row.threat for row in rows)
     carried = carry_breaks(rows, families([parse_threat(name) for name in names]))
     rows = [row for row in carried if row.threat == threat]
-    robust = sum(row.robust for row in rows)
-    clean_right = [row for row in rows if row.clean_right]
-    broken = sum(not row.robust for row in clean_right)
-    return Cell(
-        attacked=model.name,
-        measured=model.name,
-        n=len(rows),
-        acc=robust / len(rows),
-        ci95=list(wilson(robust, len(rows))),
-        clean_right=len(clean_right),
-        success=broken / len(clean_right) if clean_right else None,
-        success_ci95=list(wilson(broken, len(clean_right))),
-    )
+    outcome = outcome_of([row.robust for row in rows], [row.clean_right for row in rows])
+    return MatrixCell(**asdict(outcome), attacked=model.name, measured=model.name)
 
 
 def _result(summary: Summary, source: Path, threat: str) -> Transfer:
@@ -188,7 +165,7 @@ def _result(summary: Summary, source: Path, threat: str) -> Transfer:
     )
 
 
-def _cell(attacked: str, measured: str, result: Transfer) -> Cell:
+def _cell(attacked: str, measured: str, result: Transfer) -> MatrixCell:
     """Return a cell of the matrix.
 
     Args:
@@ -196,25 +173,17 @@ def _cell(attacked: str, measured: str, result: Transfer) -> Cell:
         measured: name of the model that is measured.
         result: of the measured model.
     """
-    return Cell(
-        attacked=attacked,
-        measured=measured,
-        n=result.n,
-        acc=result.acc,
-        ci95=result.ci95,
-        clean_right=result.clean_right,
-        success=result.success,
-        success_ci95=result.success_ci95,
-    )
+    outcome = {item.name: getattr(result, item.name) for item in fields(Outcome)}
+    return MatrixCell(**outcome, attacked=attacked, measured=measured)
 
 
-def _unlike(own: Cell, again: Cell, threat: str) -> list[str]:
+def _unlike(own: MatrixCell, again: MatrixCell, threat: str) -> list[str]:
     """Return a warning, or none, of another accuracy on the own clips when measured again."""
     if (own.acc, own.clean_right) == (again.acc, again.clean_right):
         return []
     return [
-        f"{own.measured} under {threat}: {100 * own.acc:.1f} % in its own rows, and"
-        f" {100 * again.acc:.1f} % when its clips are measured again: its outputs depend on the"
+        f"{own.measured} under {threat}: {percent(own.acc)} in its own rows, and"
+        f" {percent(again.acc)} when its clips are measured again: its outputs depend on the"
         " batch, the device or random numbers"
     ]
 

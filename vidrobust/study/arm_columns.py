@@ -18,7 +18,7 @@ from vidrobust.study.study_charts import DotRow, dot_plot
 from vidrobust.study.study_text import Runs, accuracies, number, signed
 
 # A cell: its text, the number to sort by, and what hovering shows.
-Cell = tuple[str, float | str, str]
+ShownCell = tuple[str, float | str, str]
 
 # Beginnings of measures -> their group; all others are geometry.
 _GROUPS = {
@@ -50,7 +50,7 @@ class ArmTable:
     """
 
     titles: list[tuple[str, bool]]
-    rows: list[list[Cell | str]]
+    rows: list[list[ShownCell | str]]
     groups: dict[str, list[Column]]
 
 
@@ -74,7 +74,7 @@ def arm_columns(runs: Runs, table: Table, by_seed: BySeed) -> ArmTable:
             by_group[_group(key)].append(key)
     keys = [key for group in by_group.values() for key in group]
     best = {key: best_arms(by_seed, key) for key in keys if key in main}
-    rows: list[list[Cell | str]] = []
+    rows: list[list[ShownCell | str]] = []
     for name, result in table.items():
         cells = [_cell(result.measures.get(key), key, name in best.get(key, ())) for key in keys]
         rows.append([name, str(result.n), *cells])
@@ -97,7 +97,7 @@ def _group(key: str) -> str:
     return _GEOMETRY
 
 
-def _cell(spread: Spread | None, key: str, is_best: bool) -> Cell:
+def _cell(spread: Spread | None, key: str, is_best: bool) -> ShownCell:
     """Return mean and interval of a measure; hovering shows its spread and values."""
     if spread is None:
         return "–", "", "not measured"
@@ -123,7 +123,7 @@ class SeedTable:
     measure: str
     drawing: Markup
     titles: list[tuple[str, bool]]
-    rows: list[list[Cell | str]]
+    rows: list[list[ShownCell | str]]
 
 
 def seed_tables(
@@ -173,14 +173,14 @@ def _seed_table(
     """
     seeds = sorted({seed for each in values.values() for seed in each})
     write = signed if baseline else (lambda value: number(value, 1))
-    rows: list[list[Cell | str]] = []
+    rows: list[list[ShownCell | str]] = []
     dots = []
     for name, spread in spreads.items():
         mean = 100 * spread.mean
         half = None if spread.half is None else 100 * spread.half
         interval = "–" if half is None else f"{write(mean - half)} to {write(mean + half)}"
         decided = [("yes" if is_decided(spread) else "no")] if baseline else []
-        cells: list[Cell] = []
+        cells: list[ShownCell] = []
         for seed in seeds:
             value = values[name].get(seed)
             cells.append(("–", "", "") if value is None else (write(100 * value), value, ""))

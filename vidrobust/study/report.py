@@ -19,6 +19,7 @@ from vidrobust.study.study_text import (
     without_overridden,
 )
 from vidrobust.utils.atomic_files import replacing
+from vidrobust.utils.readable import percent
 
 # Ending of a file that is written if asked for -> its text.
 EXPORTS = {"csv": csv_text, "tex": latex_text}
@@ -165,7 +166,7 @@ def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -
     verb = "Attacked" if first.suite else "Classified by"
     lines += [
         (
-            f"{first.n} test videos, {suite}; chance {100 * first.chance:.1f} %."
+            f"{first.n} test videos, {suite}; chance {percent(first.chance)}."
             f" {verb}: {markdown.escape(classifiers(runs))}."
         ),
         "",

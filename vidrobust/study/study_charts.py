@@ -6,97 +6,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from vidrobust.evaluation.report.svg_charts import COLOURS, colour_class, element, round_step
+from vidrobust.evaluation.report.svg_charts import COLOURS, colour_class
+from vidrobust.evaluation.report.svg_frame import BOTTOM, TOP, Frame, around, element
 from vidrobust.utils.text import visible
 
-_WIDTH, _HEIGHT = 520, 320
-_RIGHT, _TOP, _BOTTOM = 14, 12, 44  # margins around the plot
-_LEFT, _LEFT_NAMES = 58, 150  # the left margin; the same with names of arms
+_LEFT_NAMES = 150  # the left margin of a plot with names of arms
 _ROW = 24  # height of a row of the dot plot
 _NAME = 19  # characters of a name that fit into its margin
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The place of a plot in its drawing, and the numbers at its sides."""
-
-    left: float
-    height: float
-    x_low: float
-    x_high: float
-    y_low: float = 0.0
-    y_high: float = 1.0
-
-    @property
-    def bottom(self) -> float:
-        """Return the place of the horizontal axis."""
-        return self.height - _BOTTOM
-
-    def across(self, x: float) -> float:
-        """Return the place of a number on the horizontal axis."""
-        width = _WIDTH - _RIGHT - self.left
-        return self.left + width * (x - self.x_low) / (self.x_high - self.x_low)
-
-    def up(self, y: float) -> float:
-        """Return the place of a number on the vertical axis."""
-        return self.bottom - (self.bottom - _TOP) * (y - self.y_low) / (self.y_high - self.y_low)
-
-    def x_axis(self, label: str) -> Markup:
-        """Return grid lines with their numbers, and the title of the axis."""
-        parts = []
-        for tick in ticks(self.x_low, self.x_high):
-            x = self.across(tick)
-            line = element("line", class_="grid", x1=x, x2=x, y1=_TOP, y2=self.bottom)
-            text = element("text", f"{tick:.6g}", x=x, y=self.bottom + 16, text_anchor="middle")
-            parts += [line, text]
-        middle = (self.left + _WIDTH - _RIGHT) / 2
-        title = element("text", visible(label), x=middle, y=self.height - 8, text_anchor="middle")
-        return Markup().join([*parts, title])
-
-    def y_axis(self, label: str) -> Markup:
-        """Return grid lines with their numbers, and the title of the axis."""
-        parts = []
-        for tick in ticks(self.y_low, self.y_high):
-            y = self.up(tick)
-            line = element("line", class_="grid", x1=self.left, x2=_WIDTH - _RIGHT, y1=y, y2=y)
-            text = element("text", f"{tick:.6g}", x=self.left - 6, y=y + 4, text_anchor="end")
-            parts += [line, text]
-        middle = (_TOP + self.bottom) / 2
-        turn = f"rotate(-90 12 {middle:.0f})"
-        title = element(
-            "text", visible(label), x=12, y=middle, text_anchor="middle", transform=turn
-        )
-        return Markup().join([*parts, title])
-
-    def drawing(self, parts: Sequence[Markup], title: str) -> Markup:
-        """Return the whole drawing.
-
-        Args:
-            parts: from back to front.
-            title: says what the chart shows to those who do not see it.
-        """
-        return element(
-            "svg",
-            Markup().join(parts),
-            viewBox=f"0 0 {_WIDTH} {self.height:.0f}",
-            role="img",
-            aria_label=visible(title),
-        )
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers between two different numbers."""
-    step = round_step((high - low) / 5)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    # + 0.0: no tick is named -0
-    return [number * step + 0.0 for number in range(first, last + 1)]
-
-
-def around(values: Sequence[float]) -> tuple[float, float]:
-    """Return limits of an axis that shows all values, with some room at both ends."""
-    low, high = min(values), max(values)
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room, high + room
 
 
 # --- Differences by seed ---
@@ -135,16 +51,16 @@ def dot_plot(rows: Sequence[DotRow], label: str, title: str) -> Markup:
     # an interval over two seeds may be wider than what is possible
     frame = Frame(
         left=_LEFT_NAMES,
-        height=_TOP + _ROW * len(rows) + _BOTTOM,
+        height=TOP + _ROW * len(rows) + BOTTOM,
         x_low=max(low, -105.0),
         x_high=min(high, 105.0),
     )
     zero = frame.across(0.0)
     parts = [
         frame.x_axis(label),
-        element("line", class_="axis", x1=zero, x2=zero, y1=_TOP, y2=frame.bottom),
+        element("line", class_="axis", x1=zero, x2=zero, y1=TOP, y2=frame.bottom),
     ]
-    parts += [_dot_row(row, frame, _TOP + _ROW * (place + 0.5)) for place, row in enumerate(rows)]
+    parts += [_dot_row(row, frame, TOP + _ROW * (place + 0.5)) for place, row in enumerate(rows)]
     return frame.drawing(parts, title)
 
 
@@ -217,7 +133,7 @@ def scatter(groups: Sequence[Group], x_label: str, y_label: str, title: str) -> 
     dots = [dot for group in groups for dot in group.dots]
     x_low, x_high = around([dot.x for dot in dots])
     y_low, y_high = around([dot.y for dot in dots])
-    frame = Frame(_LEFT, _HEIGHT, x_low, x_high, y_low, y_high)
+    frame = Frame(x_low, x_high, y_low, y_high)
     parts = [frame.y_axis(y_label), frame.x_axis(x_label)]
     # grey points lie below the others
     for group in sorted(groups, key=lambda group: group.colour is not None):
@@ -283,7 +199,7 @@ def outlines(
     ]
     first, last = max(used[0] - 1, 0), min(used[-1] + 1, len(edges) - 2)
     top = 1.05 * max(max(outline.heights) for outline in histograms)
-    frame = Frame(_LEFT, _HEIGHT, edges[first], edges[last + 1], 0.0, top)
+    frame = Frame(edges[first], edges[last + 1], 0.0, top)
     parts = [frame.y_axis(y_label), frame.x_axis(x_label)]
     # grey outlines lie below the others
     for outline in sorted(histograms, key=lambda outline: outline.colour is not None):
@@ -301,5 +217,5 @@ def outlines(
         parts.append(element("g", line, class_=kind_of(outline.colour)))
     if edges[first] < 0 < edges[last + 1]:
         zero = frame.across(0.0)
-        parts.append(element("line", class_="axis", x1=zero, x2=zero, y1=_TOP, y2=frame.bottom))
+        parts.append(element("line", class_="axis", x1=zero, x2=zero, y1=TOP, y2=frame.bottom))
     return frame.drawing(parts, title)

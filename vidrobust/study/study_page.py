@@ -29,6 +29,7 @@ from vidrobust.study.study_text import (
 )
 from vidrobust.study.study_verdict import MainMeasure, main_measure, study_verdict
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.readable import percent
 
 # Measures that are shown seed by seed for each data set; fewer if the page would be too large.
 _DETAILS = (8, 3, 1, 0)
@@ -200,7 +201,7 @@ def _measured(runs: Runs) -> str:
     first = runs[0].summary
     attack = f"attacked by {first.suite}" if first.suite else "not attacked"
     return (
-        f"{first.n} test videos, {attack}; chance {100 * first.chance:.1f} %. Classifier:"
+        f"{first.n} test videos, {attack}; chance {percent(first.chance)}. Classifier:"
         f" {classifiers(runs)}."
     )
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vidrobust.utils import distributed
-from vidrobust.utils.logging import Metrics, duration, to_file
+from vidrobust.utils.logging import Metrics, to_file
+from vidrobust.utils.readable import duration
 
 
 class Progress:

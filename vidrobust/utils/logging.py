@@ -157,9 +157,3 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 def logged_steps(out: Path) -> int:
     """Return the number of steps that a run has logged: the last step's number plus 1."""
     return 1 + max((row["step"] for row in read_metrics(out)), default=-1)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds, such as `1:02:03`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

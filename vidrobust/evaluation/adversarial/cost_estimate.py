@@ -27,6 +27,7 @@ from vidrobust.evaluation.adversarial.targets import Unit
 from vidrobust.evaluation.results import rank_files
 from vidrobust.utils.atomic_files import read_rows
 from vidrobust.utils.intervals import wilson
+from vidrobust.utils.readable import rough_time
 
 LEAST_S = 60.0  # a shorter evaluation needs no estimate
 _SHARE = 0.02  # of the time of the attacks, which the measurement may take
@@ -289,17 +290,3 @@ def _withstand(unit: Unit, threat: ThreatModel) -> Tensor:
         if to_round:
             right |= unit.predict(rounded(x_adv, unit.x)).argmax(1) == unit.labels
     return right
-
-
-def rough_time(seconds: float) -> str:
-    """Return a time in two units at most, such as `3 h 40 min`."""
-    if seconds < LEAST_S:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"

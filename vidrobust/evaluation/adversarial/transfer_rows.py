@@ -237,31 +237,59 @@ class TransferRow:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """Accuracy of a model on the adversarial clips of another one, an entry of summary.json.
+class Outcome:
+    """The accuracy of a model on adversarial clips, which need not be its own.
 
     Attributes:
-        source: folder of the evaluation that saved the clips.
-        checkpoint: name of the weights that were attacked.
-        threat: the budget.
         n: number of videos.
-        acc: fraction of the adversarial clips that this model classifies rightly.
+        acc: fraction of the adversarial clips that the model classifies rightly.
         ci95: its 95 % interval (Wilson).
-        clean_right: number of clean clips that this model classifies rightly.
+        clean_right: number of clean clips that the model classifies rightly.
         success: fraction of these whose adversarial clip it classifies wrongly; None if there are
             none.
         success_ci95: its interval.
     """
 
-    source: str
-    checkpoint: str
-    threat: str
     n: int
     acc: float
     ci95: list[float]
     clean_right: int
     success: float | None
     success_ci95: list[float]
+
+
+@dataclass(frozen=True)
+class Transfer(Outcome):
+    """The outcome for the clips of an evaluation under a threat, an entry of summary.json.
+
+    Attributes:
+        source: folder of the evaluation that saved the clips.
+        checkpoint: name of the weights that were attacked.
+        threat: the budget.
+    """
+
+    source: str
+    checkpoint: str
+    threat: str
+
+
+def outcome_of(right: Sequence[bool], clean_right: Sequence[bool]) -> Outcome:
+    """Return the outcome for videos.
+
+    Args:
+        right: is the adversarial clip of each video classified rightly?
+        clean_right: is its clean clip?
+    """
+    n, kept, clean = len(right), sum(right), sum(clean_right)
+    broken = sum(was and not still for was, still in zip(clean_right, right, strict=True))
+    return Outcome(
+        n=n,
+        acc=kept / n,
+        ci95=list(wilson(kept, n)),
+        clean_right=clean,
+        success=broken / clean if clean else None,
+        success_ci95=list(wilson(broken, clean)),
+    )
 
 
 def evaluate_transfer(
@@ -345,19 +373,14 @@ def transfer_of(source: TransferSource, threat: str, rows: Sequence[TransferRow]
         threat: name of the threat.
         rows: of this source and threat.
     """
-    right = sum(row.pred == row.label for row in rows)
-    clean_right = [row for row in rows if row.clean_pred == row.label]
-    broken = sum(row.pred != row.label for row in clean_right)
+    outcome = outcome_of(
+        [row.pred == row.label for row in rows], [row.clean_pred == row.label for row in rows]
+    )
     return Transfer(
+        **asdict(outcome),
         source=source.name,
         checkpoint=source.about["model"].get("name", ""),
         threat=threat,
-        n=len(rows),
-        acc=right / len(rows),
-        ci95=list(wilson(right, len(rows))),
-        clean_right=len(clean_right),
-        success=broken / len(clean_right) if clean_right else None,
-        success_ci95=list(wilson(broken, len(clean_right))),
     )
 
 

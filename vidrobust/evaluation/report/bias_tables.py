@@ -2,6 +2,7 @@
 
 from vidrobust.evaluation.natural.bias_summary import CLEAN, BiasTable, BiasView
 from vidrobust.evaluation.report.tables import escape, table
+from vidrobust.utils.readable import between, percent, with_interval
 
 # Name of a view -> what its clips show.
 _SHOWN = {
@@ -33,7 +34,7 @@ def bias_lines(bias: BiasTable | None) -> list[str]:
         [
             name,
             _SHOWN[name],
-            f"{_percent(e.acc)} ({_percent(e.ci95[0])} to {_percent(e.ci95[1])})",
+            with_interval(e.acc, e.ci95, unit=""),
             "-" if e.kept is None else f"{e.kept:.2f}",
         ]
         for name, e in views.items()
@@ -44,9 +45,9 @@ def bias_lines(bias: BiasTable | None) -> list[str]:
             name,
             f"{e.cues[0]}, not {e.cues[1]}",
             str(e.apart),
-            _percent(e.own),
-            _percent(e.other),
-            _with_interval(e),
+            percent(e.own, unit=""),
+            percent(e.other, unit=""),
+            _bias(e),
         ]
         for name, e in views.items()
         if e.cues and e.own is not None and e.other is not None
@@ -92,7 +93,7 @@ def _by_class(views: dict[str, BiasView]) -> list[str]:
         # A loss is negative, so that the largest loss comes first.
         losses = {c: entry.per_class[c] - acc for c, acc in clean.items()}
         changes = [
-            f"{escape(c)} {_percent(clean[c])} to {_percent(entry.per_class[c])}"
+            f"{escape(c)} {between([clean[c], entry.per_class[c]])}"
             for c in sorted(clean, key=losses.__getitem__)
         ]
         if len(changes) > 2 * _CLASSES:
@@ -102,14 +103,9 @@ def _by_class(views: dict[str, BiasView]) -> list[str]:
     return [title, "", *lines, ""] if lines else []
 
 
-def _with_interval(entry: BiasView) -> str:
+def _bias(entry: BiasView) -> str:
     """Format a bias and its 95 % interval."""
     if entry.bias is None or entry.bias_ci95 is None:
         return "-"
     low, high = entry.bias_ci95
     return f"{entry.bias:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _percent(fraction: float) -> str:
-    """Format a fraction in per cent."""
-    return f"{100 * fraction:.1f}"

@@ -7,6 +7,7 @@ from typing import Any
 from vidrobust.evaluation.calibration import Calibration
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report.tables import table
+from vidrobust.utils.readable import percent, with_interval
 
 _PANELS = 4  # largest number of diagrams
 
@@ -28,10 +29,10 @@ def calibration_lines(out: Path, calibration: Sequence[Calibration]) -> list[str
         [
             each.threat or "clean",
             str(each.n),
-            f"{100 * each.accuracy:.1f}",
-            f"{100 * each.confidence:.1f}",
-            f"{100 * each.ece:.1f}" + _between([100 * end for end in each.ece_ci95], 1),
-            f"{each.brier:.3f}" + _between(each.brier_ci95, 3),
+            percent(each.accuracy, unit=""),
+            percent(each.confidence, unit=""),
+            with_interval(each.ece, each.ece_ci95, unit=""),
+            _brier(each),
         ]
         for each in calibration
     ]
@@ -53,14 +54,12 @@ def calibration_lines(out: Path, calibration: Sequence[Calibration]) -> list[str
     ]
 
 
-def _between(interval: Sequence[float], digits: int) -> str:
-    """Format an interval, which files of earlier revisions do not have.
-
-    Args:
-        interval: (low, high), or nothing.
-        digits: after the point.
-    """
-    return "" if not interval else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+def _brier(calibration: Calibration) -> str:
+    """Format the Brier score and its interval, which files of earlier revisions do not have."""
+    if not calibration.brier_ci95:
+        return f"{calibration.brier:.3f}"
+    low, high = calibration.brier_ci95
+    return f"{calibration.brier:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _draw(path: Path, calibration: Sequence[Calibration]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from vidrobust.evaluation.natural.corruption_summary import CorruptionTable
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
+from vidrobust.utils.readable import between, percent
 
 # Value of eval.corruption.place -> where corruptions were applied.
 _PLACES = {
@@ -27,7 +28,6 @@ def corruption_lines(out: Path, table: CorruptionTable | None) -> list[str]:
         return []
     _draw_heat_map(out / "corruptions.png", table)
     _draw_curves(out / "corruption_curves.png", table)
-    low, high = table.ci95
     return [
         "## Corruptions",
         "",
@@ -37,8 +37,8 @@ def corruption_lines(out: Path, table: CorruptionTable | None) -> list[str]:
         ),
         "",
         (
-            f"Clean: {_percent(table.clean_acc)} (95 % interval {_percent(low)} to"
-            f" {_percent(high)}), n = {table.n}."
+            f"Clean: {percent(table.clean_acc, unit='')} (95 % interval"
+            f" {between(table.ci95)}), n = {table.n}."
         ),
         "",
         _means(table),
@@ -52,7 +52,7 @@ def corruption_lines(out: Path, table: CorruptionTable | None) -> list[str]:
         *markdown.table(
             ["class", "clean", "mean over corruptions"],
             *(
-                [name, _percent(entry.clean_acc), _percent(entry.mpc)]
+                [name, percent(entry.clean_acc, unit=""), percent(entry.mpc, unit="")]
                 for name, entry in table.per_class.items()
             ),
         ),
@@ -63,7 +63,7 @@ def corruption_lines(out: Path, table: CorruptionTable | None) -> list[str]:
 def _means(table: CorruptionTable) -> str:
     """Return the sentence of means over corruptions."""
     means = (
-        f"mPC {_percent(table.mpc)}, rPC {_fraction(table.rpc)}, gamma_a"
+        f"mPC {percent(table.mpc, unit='')}, rPC {_fraction(table.rpc)}, gamma_a"
         f" {_fraction(table.gamma_a)}, gamma_r {_fraction(table.gamma_r)}"
     )
     if table.mce is not None:
@@ -88,8 +88,8 @@ def _by_corruption(table: CorruptionTable) -> list[str]:
     rows = [
         [
             name,
-            *map(_percent, entry.acc),
-            _percent(entry.mean_acc),
+            *(percent(acc, unit="") for acc in entry.acc),
+            percent(entry.mean_acc, unit=""),
             _fraction(entry.gamma_a),
             _fraction(entry.gamma_r),
             *([_number(entry.ce)] if has_baseline else []),
@@ -97,11 +97,6 @@ def _by_corruption(table: CorruptionTable) -> list[str]:
         for name, entry in table.corruptions.items()
     ]
     return markdown.table(titles, *rows)
-
-
-def _percent(fraction: float) -> str:
-    """Format a fraction in per cent."""
-    return f"{100 * fraction:.1f}"
 
 
 def _fraction(value: float | None) -> str:

@@ -27,6 +27,7 @@ from vidrobust.evaluation.summary import Summary, classifier_key
 from vidrobust.utils.atomic_files import read_json, read_rows
 from vidrobust.utils.environment import read_environment
 from vidrobust.utils.intervals import wilson
+from vidrobust.utils.readable import percent, with_interval
 
 _CLIPS = 4_500_000  # bytes of all clips; the rest of a page's budget is for tables and pictures
 _PICTURES = 1_500_000  # bytes of the pictures of corruptions
@@ -126,7 +127,7 @@ def _facts(out: Path, summary: Summary) -> list[tuple[str, str]]:
         ("Norm branch", "" if summary.branch == "clean" else summary.branch),
         ("Threats", ", ".join(summary.threats)),
         ("Attack", summary.suite or ""),
-        ("Chance", f"{100 * summary.chance:.1f} %"),
+        ("Chance", percent(summary.chance)),
         ("Checkpoint", summary.checkpoint),
         ("Date", str(environment.get("date", ""))),
         ("Command", str(environment.get("command", ""))),
@@ -226,7 +227,7 @@ def _lines(summary: Summary, norm: str, wanted: Sequence[str]) -> list[Line]:
 
 def _point(x: float, y: float, low: float, high: float, name: str) -> Point:
     """Return a point that says its numbers."""
-    note = f"{name}: {100 * y:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)"
+    note = f"{name}: {with_interval(y, [low, high])}"
     return Point(x, y, low, high, note)
 
 

@@ -16,12 +16,13 @@ from vidrobust.evaluation.report.ranked_cards import (
     measures_of,
     ranked,
 )
+from vidrobust.utils.readable import between, percent
 
 _THREATS = 6  # threats whose columns are shown at first; boxes show the others
 
 
 @dataclass(frozen=True)
-class Cell:
+class CardCell:
     """A cell: its text, the value that it is sorted by (None: the text), and an interval."""
 
     text: str
@@ -70,7 +71,7 @@ class Row:
     place: str
     rank: str
     group: int
-    cells: list[Cell]
+    cells: list[CardCell]
     ranks: dict[str, tuple[int, str]]
 
 
@@ -97,25 +98,25 @@ class Leaderboard:
 
 # title, is a number, what a card says; a column is shown at first where its cells differ, and
 # those of _ALWAYS always
-_PROPERTIES: list[tuple[str, bool, Callable[[Card], Cell]]] = [
-    ("data set", False, lambda card: Cell(card.dataset)),
-    ("architecture", False, lambda card: Cell(card.architecture)),
-    ("training", False, lambda card: Cell(card.training)),
-    ("extra data", False, lambda card: Cell(_extra(card))),
-    ("suite", False, lambda card: Cell(card.suite)),
-    ("unit", False, lambda card: Cell(card.unit)),
-    ("frames", False, lambda card: Cell(_frames(card))),
-    ("classifier", False, lambda card: Cell(_classifier(card))),
+_PROPERTIES: list[tuple[str, bool, Callable[[Card], CardCell]]] = [
+    ("data set", False, lambda card: CardCell(card.dataset)),
+    ("architecture", False, lambda card: CardCell(card.architecture)),
+    ("training", False, lambda card: CardCell(card.training)),
+    ("extra data", False, lambda card: CardCell(_extra(card))),
+    ("suite", False, lambda card: CardCell(card.suite)),
+    ("unit", False, lambda card: CardCell(card.unit)),
+    ("frames", False, lambda card: CardCell(_frames(card))),
+    ("classifier", False, lambda card: CardCell(_classifier(card))),
     ("parameters, M", True, lambda card: _number(card.parameters, 1e-6, ".2f")),
     ("GFLOPs x views", True, lambda card: _cost(card)),
 ]
 _ALWAYS = ("architecture", "parameters, M", "GFLOPs x views")
-_LATER: list[tuple[str, bool, Callable[[Card], Cell]]] = [
-    ("split", False, lambda card: Cell(card.split)),
+_LATER: list[tuple[str, bool, Callable[[Card], CardCell]]] = [
+    ("split", False, lambda card: CardCell(card.split)),
     ("videos", True, lambda card: _number(card.clean.n if card.clean else None, 1, ".0f")),
-    ("reported", False, lambda card: Cell(_reported(card))),
-    ("weights", False, lambda card: Cell(card.hashes.checkpoint)),
-    ("date", False, lambda card: Cell(card.date)),
+    ("reported", False, lambda card: CardCell(_reported(card))),
+    ("weights", False, lambda card: CardCell(card.hashes.checkpoint)),
+    ("date", False, lambda card: CardCell(card.date)),
 ]
 
 
@@ -152,7 +153,7 @@ def leaderboard(entries: Sequence[Entry], measure: str) -> Leaderboard:
 
 def _columns(
     entries: Sequence[Entry], measure: str, measures: Sequence[str]
-) -> tuple[list[Column], list[list[Cell]]]:
+) -> tuple[list[Column], list[list[CardCell]]]:
     """Return the columns and their cells, one per entry; columns without any text are left out.
 
     Args:
@@ -163,7 +164,7 @@ def _columns(
     threats = [each for each in measures if each not in (CLEAN, MPC)]
     first = {measure, CLEAN, MPC, *threats[:_THREATS]}
     columns: list[Column] = []
-    cells: list[list[Cell]] = []
+    cells: list[list[CardCell]] = []
     for each in dict.fromkeys((measure, CLEAN, *threats, MPC)):
         if each in measures:
             columns.append(Column(each, True, each in first, each))
@@ -174,7 +175,11 @@ def _columns(
 
 
 def _add(
-    columns: list[Column], cells: list[list[Cell]], title: str, numeric: bool, column: list[Cell]
+    columns: list[Column],
+    cells: list[list[CardCell]],
+    title: str,
+    numeric: bool,
+    column: list[CardCell],
 ) -> None:
     """Add a column of a property in place, unless all of its cells are empty.
 
@@ -197,19 +202,19 @@ def _add(
 # --- Cells ---
 
 
-def _accuracy(card: Card, measure: str) -> Cell:
+def _accuracy(card: Card, measure: str) -> CardCell:
     """Return an accuracy in per cent with its interval."""
     value = accuracy(card, measure)
     if value is None:
-        return Cell("")
+        return CardCell("")
     interval = next((each.ci95 for each in card.robust if each.threat == measure), None)
     if measure == CLEAN and card.clean:
         interval = card.clean.ci95
-    text = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
-    return Cell(f"{100 * value:.1f}", value, text)
+    text = between(interval) if interval else ""
+    return CardCell(percent(value, unit=""), value, text)
 
 
-def _number(value: float | None, unit: float, form: str) -> Cell:
+def _number(value: float | None, unit: float, form: str) -> CardCell:
     """Return a number, or an empty cell for None.
 
     Args:
@@ -217,16 +222,16 @@ def _number(value: float | None, unit: float, form: str) -> Cell:
         unit: factor of the number that is shown.
         form: format of the number.
     """
-    return Cell("") if value is None else Cell(f"{value * unit:{form}}", value)
+    return CardCell("") if value is None else CardCell(f"{value * unit:{form}}", value)
 
 
-def _cost(card: Card) -> Cell:
+def _cost(card: Card) -> CardCell:
     """Return the cost of an attacked prediction: that of a view, and the number of views."""
     if card.gflops_per_view is None:
-        return Cell("")
+        return CardCell("")
     views = card.views.get("attack", "1x1")
     passes = f" x {card.number_forward_passes} passes" if card.number_forward_passes > 1 else ""
-    return Cell(f"{card.gflops_per_view:.3g} x {views}{passes}", card.gflops_per_prediction)
+    return CardCell(f"{card.gflops_per_view:.3g} x {views}{passes}", card.gflops_per_prediction)
 
 
 def _extra(card: Card) -> str:

@@ -28,6 +28,7 @@ from vidrobust.evaluation.results import classes_of
 from vidrobust.evaluation.summary import Summary, published_beside, read_summary
 from vidrobust.models.complexity import parameters_text
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.readable import between, percent
 from vidrobust.utils.text import visible
 
 _FRAMES = 8  # largest number of frames in the picture of a clip
@@ -106,7 +107,7 @@ def _write_report(
         "",
         (
             f"Checkpoint: {summary.checkpoint}; norm branch {markdown.code(summary.branch)};"
-            f" chance {_percent(summary.chance)}."
+            f" chance {percent(summary.chance)}."
         ),
         "",
         *sections["model"],
@@ -221,7 +222,7 @@ def _published_lines(summary: Summary) -> list[str]:
     details = [f"{published.views} views"] if published.views else []
     details += [markdown.escape(published.source)] if published.source else []
     return [
-        f"Own head here {_percent(acc)}, published {_percent(published.acc)}"
+        f"Own head here {percent(acc)}, published {percent(published.acc)}"
         + (f" ({', '.join(details)})." if details else "."),
         "",
     ]
@@ -231,7 +232,7 @@ def _attack_lines(out: Path, summary: Summary) -> list[str]:
     """Return the section about attacks."""
     after_h264 = ""
     if summary.clean_acc_h264 is not None:
-        after_h264 = f" ({_percent(summary.clean_acc_h264)} after H.264)"
+        after_h264 = f" ({percent(summary.clean_acc_h264)} after H.264)"
     return [
         "## Adversarial robustness",
         "",
@@ -244,9 +245,9 @@ def _attack_lines(out: Path, summary: Summary) -> list[str]:
         *_threat_rows(summary.curve),
         "",
         (
-            f"Clean accuracy of the attacked classifier: {_percent(summary.clean_acc)}"
+            f"Clean accuracy of the attacked classifier: {percent(summary.clean_acc)}"
             f"{after_h264}. Robust accuracy against all of these threats:"
-            f" {_percent(summary.robust_acc)} ({_percent(summary.robust_acc_uint8)} after"
+            f" {percent(summary.robust_acc)} ({percent(summary.robust_acc_uint8)} after"
             " rounding). A video broken at one budget counts as broken at larger budgets of the"
             " same threat. It is not attacked again, and its perturbation keeps its size."
             f"{_UNCHECKED if summary.checks == 0 else ''}"
@@ -260,11 +261,6 @@ def _attack_lines(out: Path, summary: Summary) -> list[str]:
 def _passes(summary: Summary) -> str:
     """Return how often a random model was run for each prediction; "" for once."""
     return f", averaged over {summary.eot} passes (EOT)" if summary.eot > 1 else ""
-
-
-def _percent(fraction: float | None) -> str:
-    """Format a fraction in per cent."""
-    return "-" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def _size(norm: str, size: float) -> str:
@@ -287,10 +283,10 @@ def _threat_rows(curve: list[CurvePoint]) -> list[str]:
     rows = [
         [
             c.threat,
-            _percent(c.robust_acc),
-            f"{_percent(c.ci95[0])} to {_percent(c.ci95[1])}",
-            _percent(c.robust_acc_uint8),
-            *([_percent(c.robust_acc_h264)] if has_h264 else []),
+            percent(c.robust_acc),
+            f"{between(c.ci95)} %",
+            percent(c.robust_acc_uint8),
+            *([percent(c.robust_acc_h264)] if has_h264 else []),
             _size(c.norm, c.max_measured),
         ]
         for c in curve

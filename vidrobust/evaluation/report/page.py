@@ -6,7 +6,7 @@ Templates are in templates/. Everything that a template shows is escaped, but fo
 import base64
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from vidrobust import __version__
 from vidrobust.utils.atomic_files import replacing
+from vidrobust.utils.readable import percent
 from vidrobust.utils.text import visible
 
 LARGEST = 8_000_000  # bytes of a page, which mail and browsers still take
@@ -99,12 +100,7 @@ def _environment() -> Environment:
         # names with control characters and marks that turn text around are made visible
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters["percent"] = percent
+    environment.filters["percent"] = partial(percent, missing="–")
     # the style and the script of a page are not text to be escaped
     environment.globals["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
-
-
-def percent(fraction: float | None, digits: int = 1) -> str:
-    """Format a fraction in per cent; a missing one is a dash."""
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f} %"

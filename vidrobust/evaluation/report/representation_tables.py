@@ -1,12 +1,12 @@
 """Tables about classifiers of the representation: accuracy, stages, classes."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 from vidrobust.evaluation.report.tables import code, escape, table
 from vidrobust.evaluation.representation.knn_and_probe import Accuracy
 from vidrobust.evaluation.summary import Summary, classifier_key, classifier_name
+from vidrobust.utils.readable import percent, with_interval
 
 _SHOWN = 5  # classes with the lowest accuracy
 
@@ -39,7 +39,7 @@ def _precision_lines(summary: Summary) -> list[str]:
         [
             "linear probe",
             *(
-                _with_interval(
+                with_interval(
                     summary.average_precision[name].mean, summary.average_precision[name].ci95
                 )
                 for name in ("trained_probe", "random_probe")
@@ -69,26 +69,14 @@ def _row(accuracies: dict[str, Accuracy], key: str) -> list[str]:
         classifier_name(key),
         _cell(trained),
         _cell(accuracies.get(f"random_{key.removeprefix('trained_')}")),
-        _with_interval(trained.top5, trained.top5_ci95),
-        _with_interval(trained.mean_class, trained.mean_class_ci95),
+        with_interval(trained.top5, trained.top5_ci95, missing=""),
+        with_interval(trained.mean_class, trained.mean_class_ci95, missing=""),
     ]
 
 
 def _cell(accuracy: Accuracy | None) -> str:
     """Format an accuracy and its interval; empty for a classifier that was not measured."""
-    return "" if accuracy is None else _with_interval(accuracy.acc, accuracy.ci95)
-
-
-def _with_interval(fraction: float | None, interval: Sequence[float] | None) -> str:
-    """Format a fraction and its interval, which files of earlier revisions do not have."""
-    if not interval:
-        return _percent(fraction)
-    low, high = interval
-    return f"{_percent(fraction)} ({_percent(low)} to {_percent(high)})"
-
-
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.1f} %"
+    return "" if accuracy is None else with_interval(accuracy.acc, accuracy.ci95)
 
 
 def _class_lines(out: Path, summary: Summary) -> list[str]:
@@ -103,8 +91,7 @@ def _class_lines(out: Path, summary: Summary) -> list[str]:
     if not lowest:
         return []
     cells = "; ".join(
-        f"{escape(row['class'])} {_percent(float(row[column]))} of {row['videos']}"
-        for row in lowest
+        f"{escape(row['class'])} {percent(float(row[column]))} of {row['videos']}" for row in lowest
     )
     return [
         f"Classes with the lowest accuracy ({escape(summary.classifier)}): {cells}. All classes:"

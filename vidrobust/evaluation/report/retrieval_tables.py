@@ -8,6 +8,7 @@ from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report.tables import table
 from vidrobust.evaluation.representation.retrieval import Recall
 from vidrobust.evaluation.retrieval_summary import RetrievalPoint, RetrievalTable
+from vidrobust.utils.readable import percent, with_interval
 
 _UNITS = {
     "clip": "each of the clips of a video within the budget",
@@ -37,7 +38,7 @@ def retrieval_lines(out: Path, retrieval: RetrievalTable | None) -> list[str]:
             f"{retrieval.n} test videos search {retrieval.gallery} training videos by the mean"
             f" feature of {retrieval.clips} clips. R@k is the fraction of queries with a video of"
             f" their class among the k nearest, %; 95 % Wilson intervals. R@1 of a random order:"
-            f" {100 * retrieval.chance:.1f} %."
+            f" {percent(retrieval.chance)}."
         ),
         "",
         *table(["weights", "similarity", *ranks], *rows),
@@ -63,7 +64,7 @@ def _attack_lines(retrieval: RetrievalTable, ranks: list[str]) -> list[str]:
     costs = []
     for point in retrieval.curve:
         for name, (forward, backward) in point.passes.items():
-            r1 = f"{100 * point.by_attack[name][0]:.1f}"
+            r1 = percent(point.by_attack[name][0], unit="")
             costs.append([point.side, point.threat, name, r1, str(forward), str(backward)])
     return [
         (
@@ -84,8 +85,7 @@ def _attack_lines(retrieval: RetrievalTable, ranks: list[str]) -> list[str]:
 
 def _cell(recall: Recall) -> str:
     """Format recall and its interval in per cent."""
-    low, high = recall.ci95
-    return f"{100 * recall.recall:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    return with_interval(recall.recall, recall.ci95, unit="")
 
 
 def _figure_lines(out: Path, retrieval: RetrievalTable) -> list[str]:

@@ -1,17 +1,13 @@
 """Draw charts as inline SVG, whose colours follow the page and whose points say their numbers."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from vidrobust.evaluation.report.svg_frame import Frame, element
 from vidrobust.utils.text import visible
 
-Scale = Callable[[float], float]  # number -> place in the drawing
-
-_WIDTH, _HEIGHT = 520, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 44  # margins around the plot
 COLOURS = 6  # classes c0 to c5 of page.css; more lines begin anew, dashed
 
 
@@ -41,25 +37,6 @@ class Line:
     grey: bool = False
 
 
-def element(name: str, content: str = "", **attributes: object) -> Markup:
-    """Return an element; underscores at the end of names of attributes are dropped.
-
-    Args:
-        name: of the element.
-        content: `Markup`, or text that is escaped.
-        attributes: names, in which underscores stand for hyphens, and values.
-    """
-    written = Markup().join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _attribute(value))
-        for key, value in attributes.items()
-    )
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, content)
-
-
-def _attribute(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def colour_class(number: int) -> str:
     """Return the CSS class of the line with a number."""
     return f"c{number % COLOURS}"
@@ -75,25 +52,12 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, title: str) ->
         title: says what the chart shows to those who do not see it.
     """
     largest = max((point.x for line in lines for point in line.points), default=0) or 1.0
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-
-    def across(x: float) -> float:
-        return _LEFT + (right - _LEFT) * x / largest
-
-    def up(y: float) -> float:
-        return bottom - (bottom - _TOP) * min(max(y, 0.0), 1.0)
-
-    parts = [_y_axis(up, right, y_label), _x_axis(across, bottom, largest, x_label)]
+    frame = Frame(0.0, largest, 0.0, 100.0, left=46.0, height=300.0)
+    parts = [frame.y_axis(y_label), frame.x_axis(x_label)]
     # lines to compare with lie below the others
     drawn = sorted(zip(lines, _styles(lines), strict=True), key=lambda each: not each[0].grey)
-    parts += [_drawn(line, across, up, style) for line, style in drawn]
-    return element(
-        "svg",
-        Markup().join(parts),
-        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
-        role="img",
-        aria_label=visible(title),
-    )
+    parts += [_drawn(line, frame, style) for line, style in drawn]
+    return frame.drawing(parts, title)
 
 
 def _styles(lines: Sequence[Line]) -> list[tuple[str, str]]:
@@ -110,18 +74,22 @@ def _styles(lines: Sequence[Line]) -> list[tuple[str, str]]:
     return styles
 
 
-def _drawn(line: Line, across: Scale, up: Scale, style: tuple[str, str]) -> Markup:
+def _drawn(line: Line, frame: Frame, style: tuple[str, str]) -> Markup:
     """Return a line with its band and points."""
     kind, dashes = style
-    upper = [f"{across(p.x):.1f},{up(p.high):.1f}" for p in line.points]
-    lower = [f"{across(p.x):.1f},{up(p.low):.1f}" for p in reversed(line.points)]
-    middle = " ".join(f"{across(p.x):.1f},{up(p.y):.1f}" for p in line.points)
+
+    def up(fraction: float) -> float:
+        return frame.up(100 * min(max(fraction, 0.0), 1.0))
+
+    upper = [f"{frame.across(p.x):.1f},{up(p.high):.1f}" for p in line.points]
+    lower = [f"{frame.across(p.x):.1f},{up(p.low):.1f}" for p in reversed(line.points)]
+    middle = " ".join(f"{frame.across(p.x):.1f},{up(p.y):.1f}" for p in line.points)
     dots = [
         element(
             "g",
             element("title", visible(p.note))
-            + element("circle", cx=across(p.x), cy=up(p.y), r=12, fill="transparent")
-            + element("circle", class_="dot", cx=across(p.x), cy=up(p.y), r=4.5),
+            + element("circle", cx=frame.across(p.x), cy=up(p.y), r=12, fill="transparent")
+            + element("circle", class_="dot", cx=frame.across(p.x), cy=up(p.y), r=4.5),
             class_="point",
             tabindex=0,
             role="img",
@@ -136,46 +104,6 @@ def _drawn(line: Line, across: Scale, up: Scale, style: tuple[str, str]) -> Mark
         + Markup().join(dots),
         class_=kind,
     )
-
-
-def _y_axis(up: Scale, right: float, label: str) -> Markup:
-    """Return grid lines and labels at 0, 25, ... 100 %."""
-    parts = []
-    for percent in (0, 25, 50, 75, 100):
-        y = up(percent / 100)
-        parts.append(element("line", class_="grid", x1=_LEFT, x2=right, y1=y, y2=y))
-        parts.append(element("text", str(percent), x=_LEFT - 6, y=y + 4, text_anchor="end"))
-    middle = _TOP + (_HEIGHT - _TOP - _BOTTOM) / 2
-    turn = f"rotate(-90 12 {middle:.0f})"
-    parts.append(element("text", label, x=12, y=middle, text_anchor="middle", transform=turn))
-    return Markup().join(parts)
-
-
-def _x_axis(across: Scale, bottom: float, largest: float, label: str) -> Markup:
-    """Return the axis with about five labels, and its title."""
-    step = round_step(largest / 5)
-    parts = [element("line", class_="axis", x1=_LEFT, x2=across(largest), y1=bottom, y2=bottom)]
-    for number in range(int(largest / step + 1e-9) + 1):
-        x = across(number * step)
-        parts.append(
-            element("text", f"{number * step:.6g}", x=x, y=bottom + 16, text_anchor="middle")
-        )
-    parts.append(
-        element(
-            "text",
-            visible(label),
-            x=(_LEFT + across(largest)) / 2,
-            y=_HEIGHT - 8,
-            text_anchor="middle",
-        )
-    )
-    return Markup().join(parts)
-
-
-def round_step(rough: float) -> float:
-    """Return the number among 1, 2 and 5 times a power of ten that is next to `rough`."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return min((1 * power, 2 * power, 5 * power, 10 * power), key=lambda step: abs(step - rough))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ import io
 from collections.abc import Sequence
 
 from vidrobust.evaluation.adversarial.transfer_rows import Transfer
-from vidrobust.evaluation.report.tables import Markup, escape, table
-from vidrobust.evaluation.transfer_matrix import Cell, ThreatMatrix, TransferMatrix
+from vidrobust.evaluation.report.tables import escape, table
+from vidrobust.evaluation.transfer_matrix import MatrixCell, ThreatMatrix, TransferMatrix
+from vidrobust.utils.readable import percent, with_interval
 
 _CSV = (
     *("threat", "attacked", "measured", "n", "accuracy", "accuracy_low", "accuracy_high"),
@@ -24,8 +25,8 @@ def transfer_lines(transfer: Sequence[Transfer]) -> list[str]:
             f"{each.source} ({each.checkpoint})" if each.checkpoint else each.source,
             each.threat,
             str(each.n),
-            _percent(each.acc, each.ci95),
-            _percent(each.success, each.success_ci95),
+            with_interval(each.acc, each.ci95),
+            with_interval(each.success, each.success_ci95),
             str(each.clean_right),
         ]
         for each in transfer
@@ -61,7 +62,7 @@ def in_short(matrix: TransferMatrix) -> str:
 
 def _mean(fractions: Sequence[float | None]) -> str:
     """Return the mean of fractions, in per cent."""
-    return f"{100 * sum(each or 0 for each in fractions) / len(fractions):.1f} %"
+    return percent(sum(each or 0 for each in fractions) / len(fractions))
 
 
 def matrix_lines(matrix: TransferMatrix) -> list[str]:
@@ -80,7 +81,7 @@ def matrix_lines(matrix: TransferMatrix) -> list[str]:
         *table(
             ["model", "weights", "classifier", "clean accuracy"],
             *[
-                [model.name, model.checkpoint, model.classifier, f"{100 * model.clean_acc:.1f} %"]
+                [model.name, model.checkpoint, model.classifier, percent(model.clean_acc)]
                 for model in matrix.models
             ],
         ),
@@ -120,19 +121,11 @@ def _threat_lines(matrix: ThreatMatrix, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _line(name: str, cells: Sequence[Cell], success: bool) -> list[str]:
+def _line(name: str, cells: Sequence[MatrixCell], success: bool) -> list[str]:
     """Return a row of a table: the attacked model, and a number for each measured model."""
     if success:
-        return [name, *(_percent(cell.success, cell.success_ci95) for cell in cells)]
-    return [name, *(_percent(cell.acc, cell.ci95) for cell in cells)]
-
-
-def _percent(fraction: float | None, interval: Sequence[float]) -> str:
-    """Format a fraction and its interval in per cent."""
-    if fraction is None:
-        return "-"
-    low, high = interval
-    return Markup(f"{100 * fraction:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
+        return [name, *(with_interval(cell.success, cell.success_ci95) for cell in cells)]
+    return [name, *(with_interval(cell.acc, cell.ci95) for cell in cells)]
 
 
 def matrix_csv(matrix: TransferMatrix) -> str:

@@ -2,6 +2,7 @@
 
 from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.summary import Summary, classifier_key
+from vidrobust.utils.readable import percent
 
 # Support of a threat -> who may change, as the subject of "... may move by".
 _SUBJECTS = {
@@ -24,20 +25,20 @@ def verdict(summary: Summary, kind: str = "videos") -> str:
     """
     if summary.average_precision:
         mean = next(iter(summary.average_precision.values())).mean
-        return f"On {summary.n} {kind} the mean average precision is {_percent(mean)}."
+        return f"On {summary.n} {kind} the mean average precision is {percent(mean, 0)}."
     if summary.retrieval:
         return _of_retrieval(summary, kind)
     if summary.clean_acc is None:
         best = classifier_accuracy(summary)
-        return f"Of {best[1]} {kind}, {_percent(best[0])} are classified rightly."
-    sentence = f"Of {summary.n} {kind}, {_percent(summary.clean_acc)} are classified rightly"
+        return f"Of {best[1]} {kind}, {percent(best[0], 0)} are classified rightly."
+    sentence = f"Of {summary.n} {kind}, {percent(summary.clean_acc, 0)} are classified rightly"
     endings = []
     if point := worst(summary.curve):
-        endings.append(f"{_percent(point.robust_acc)} still are when {in_words(point)}")
+        endings.append(f"{percent(point.robust_acc, 0)} still are when {in_words(point)}")
     if summary.corruption:
         table = summary.corruption
         endings.append(
-            f"{_percent(table.mpc)} on average under {len(table.corruptions)} corruptions"
+            f"{percent(table.mpc, 0)} on average under {len(table.corruptions)} corruptions"
         )
     return "; ".join([sentence, *endings]) + "."
 
@@ -86,21 +87,15 @@ def _of_retrieval(summary: Summary, kind: str) -> str:
     assert table is not None
     clean = table.recall["trained"][table.similarity][0]
     sentence = (
-        f"For {_percent(clean.recall)} of {table.n} {kind} one of the {clean.k} nearest training"
+        f"For {percent(clean.recall, 0)} of {table.n} {kind} one of the {clean.k} nearest training"
         f" {kind} is of the same class"
         if clean.k > 1
-        else f"For {_percent(clean.recall)} of {table.n} {kind} the nearest training"
+        else f"For {percent(clean.recall, 0)} of {table.n} {kind} the nearest training"
         f" {kind.removesuffix('s')} is of the same class"
     )
     attacked = [point for point in table.curve if point.eps > 0]
     if not attacked:
         return f"{sentence}."
     last = attacked[-1]
-    return (
-        f"{sentence}; for {_percent(last.recall[0].recall)} when {last.side} move by {last.threat}."
-    )
-
-
-def _percent(fraction: float | None) -> str:
-    """Format a fraction for a sentence."""
-    return "-" if fraction is None else f"{100 * fraction:.0f} %"
+    kept = percent(last.recall[0].recall, 0)
+    return f"{sentence}; for {kept} when {last.side} move by {last.threat}."
