@@ -251,6 +251,14 @@ def test_what_the_page_counts_is_what_the_rows_say(tmp_path):
     assert f"{n_first} of 30 videos break first at linf-1/255" in text
 
 
+def test_the_bibtex_of_the_page_is_what_latex_reads(tmp_path):
+    tree = parsed(_page(tmp_path, ["a", "b"], n=6))
+    shown = next(each for each in tree.iter("pre") if each.get("id") == "bibtex")
+    # with its line ends, which hostile names may not have
+    assert shown.text.startswith("@") and "\\n" not in shown.text
+    assert shown.text.count("\n}\n\n@") >= 1 and shown.text.count("@") >= 2
+
+
 def test_an_evaluation_without_attacks_has_a_page(tmp_path):
     write_html(tmp_path, _summary(["a"], 9), ["a"], {"representation": ["## Representation"]})
     text = (tmp_path / "report.html").read_text(encoding="utf-8")

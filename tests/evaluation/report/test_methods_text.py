@@ -1,4 +1,6 @@
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ from vidrobust.evaluation.adversarial.curve import robust_curve
 from vidrobust.evaluation.adversarial.suites import SUITES
 from vidrobust.evaluation.report.methods_text import Effort, bibtex, methods_text, references, used
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
+from vidrobust.evaluation.retrieval_summary import RetrievalTable
 
 
 def _documented():
@@ -78,8 +81,43 @@ def test_the_bibtex_is_of_what_was_used_and_of_nothing_else():
     keys = set(re.findall(r"@\w+\{(\w+),", bibtex(used(summary))))
     assert keys == {"wilson1927probable", "wu2018unsupervised"}
     text = " ".join(methods_text(summary))
-    cited = {key for group in re.findall(r"\\cite\{([^}]*)\}", text) for key in group.split(",")}
-    assert cited == keys and "attack" not in text
+    assert _cited(text) == keys and "attack" not in text
+
+
+def _cited(text):
+    return {key for group in re.findall(r"\\cite\{([^}]*)\}", text) for key in group.split(",")}
+
+
+def test_all_that_the_bibtex_has_is_cited_where_it_was_used():
+    retrieval = RetrievalTable(
+        n=9, gallery=20, clips=3, chance=0.2, recall={}, similarity="centered"
+    )
+    corruption = SimpleNamespace(
+        n=9, severities=[1], place="model", corruptions={"fog": 0}, mce=90.0, baseline="a_net"
+    )
+    points = robust_curve(_rows(["a", "b"], 9), [parse_threat("linf-1/255")])
+    summary = _summary(
+        ["a", "b"],
+        9,
+        curve=[replace(points[0], norm="l1")],
+        attacks=["pgd"],
+        suite="pgd-20x1",
+        threats=["l1-1"],
+        checks=8,
+        eot=4,
+        precise_bn=100,
+        geometry={"trained": None},
+        sensitivity=SimpleNamespace(n=9),
+        retrieval=retrieval,
+        corruption=corruption,
+        calibration=[SimpleNamespace(bins=[0] * 15)],
+        open_set=SimpleNamespace(),
+        bias=SimpleNamespace(n=9, views={"clean": 0, "swapped": 0}),
+    )
+    keys = set(re.findall(r"@\w+\{(\w+),", bibtex(used(summary))))
+    text = " ".join(methods_text(summary))
+    assert len(keys) > 14 and _cited(text) == keys
+    assert r"relative to a\_net \cite{hendrycks" in text and "computed anew from 100" in text
 
 
 @pytest.mark.parametrize(
@@ -100,5 +138,4 @@ def test_an_attacked_evaluation_cites_its_attacks(attacks, suite, expected):
     text = " ".join(methods_text(summary))
     assert suite in text and "linf-1/255" in text
     # the text cites nothing that the BibTeX does not have
-    cited = {key for group in re.findall(r"\\cite\{([^}]*)\}", text) for key in group.split(",")}
-    assert cited <= keys
+    assert _cited(text) <= keys

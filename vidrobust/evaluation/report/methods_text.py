@@ -98,14 +98,14 @@ def bibtex(names: set[str]) -> str:
     return "\n\n".join(each.text for each in references() if each.uses & names)
 
 
-def cited(names: set[str], prefix: str) -> str:
+def cited(names: set[str], *prefixes: str) -> str:
     r"""Return \cite of the references of some of what was used; "" for none.
 
     Args:
         names: from `used`.
-        prefix: such as "attack:".
+        prefixes: such as "attack:".
     """
-    wanted = {name for name in names if name.startswith(prefix)}
+    wanted = {name for name in names if name.startswith(prefixes)}
     keys = [each.key for each in references() if each.uses & wanted]
     return f" \\cite{{{','.join(keys)}}}" if keys else ""
 
@@ -133,6 +133,7 @@ def methods_text(summary: Summary, effort: Effort | None = None) -> list[str]:
             _attacks(summary, names, effort or Effort()),
             _corruptions(summary, names),
             _cues(summary, names),
+            _features(summary, names),
         )
         if line
     ]
@@ -163,7 +164,7 @@ def _attacks(summary: Summary, names: set[str], effort: Effort) -> str:
         "video": "the source frames of each video, through the average over its views",
     }[summary.unit]
     passes = sum(sum(sum(pair) for pair in point.passes.values()) for point in summary.curve)
-    attacks = cited(names, "attack:") or cited(names, "suite:")
+    attacks = cited(names, "attack:", "suite:")
     random = (
         f" Gradients are averaged over {summary.eot} passes{cited(names, 'measure:eot')}."
         if summary.eot > 1
@@ -171,11 +172,12 @@ def _attacks(summary: Summary, names: set[str], effort: Effort) -> str:
     )
     seconds = f", {effort.seconds:.0f} s" if effort.seconds >= 1 else ""
     suite = latex_escape(summary.suite or "")
+    threats = latex_escape(", ".join(summary.threats)) + cited(names, "norm:")
     return (
         f"We attack {target} of {summary.n} videos with {suite}{attacks}"
-        f" under the threats {latex_escape(', '.join(summary.threats))}, with pixel values in"
-        " [0, 1]. A video counts as robust if it is classified rightly and no attack changes the"
-        f" prediction, at this budget and at all smaller ones.{random} The attacks took {passes}"
+        f" under the threats {threats}, with pixel values in [0, 1]. A video counts as robust if it"
+        " is classified rightly and no attack changes the prediction, at this budget and at all"
+        f" smaller ones.{random} The attacks took {passes}"
         f" forward and backward passes of clips in all{seconds}."
         f"{_self_checks(summary, names, effort)}"
     )
@@ -206,10 +208,16 @@ def _corruptions(summary: Summary, names: set[str]) -> str:
         else "the crop that the model receives"
     )
     scale = f"severities {severities} of {len(SEVERITIES)}"
+    relative = (
+        f" The mean corruption error (mCE) is relative to {latex_escape(table.baseline or '')}"
+        f"{cited(names, 'measure:mce')}."
+        if table.mce is not None
+        else ""
+    )
     return (
         f"We corrupt {table.n} videos by {latex_escape(', '.join(table.corruptions))}"
         f"{cited(names, 'corruptions:')} at {scale}, applied to {place}, and report the mean"
-        f" accuracy over corruptions and severities{cited(names, 'measure:mpc')}."
+        f" accuracy over corruptions and severities{cited(names, 'measure:mpc')}.{relative}"
     )
 
 
@@ -220,7 +228,7 @@ def _cues(summary: Summary, names: set[str]) -> str:
         views = ", ".join(name for name in summary.bias.views if name != "clean")
         sentences.append(
             f"Cues are measured by the accuracy on {summary.bias.n} videos as {latex_escape(views)}"
-            f"{cited(names, 'bias:') or cited(names, 'measure:bias')}."
+            f"{cited(names, 'bias:', 'measure:bias')}."
         )
     if summary.calibration:
         sentences.append(
@@ -232,5 +240,33 @@ def _cues(summary: Summary, names: set[str]) -> str:
         sentences.append(
             "Unknown classes are recognised by the largest probability"
             f"{cited(names, 'measure:open_set')}."
+        )
+    return " ".join(sentences)
+
+
+def _features(summary: Summary, names: set[str]) -> str:
+    """Return what was measured on features without a classifier; "" for none."""
+    sentences = []
+    if summary.precise_bn:
+        sentences.append(
+            f"Batch-norm statistics were computed anew from {summary.precise_bn} training clips"
+            f"{cited(names, 'measure:precise_bn')}."
+        )
+    if summary.retrieval:
+        table = summary.retrieval
+        sentences.append(
+            f"In retrieval, {table.n} test videos search {table.gallery} training videos by the"
+            f" {'centered ' if table.similarity == 'centered' else ''}cosine similarity of the mean"
+            f" feature of {table.clips} clips{cited(names, 'retrieval:')}."
+        )
+    if summary.geometry:
+        sentences.append(
+            "Geometry is measured on normalised features: alignment, uniformity, and distances"
+            f" within and between classes{cited(names, 'measure:geometry')}."
+        )
+    if summary.sensitivity:
+        sentences.append(
+            f"Sensitivity of the representation is measured on {summary.sensitivity.n} clips by"
+            f" attacks without labels{cited(names, 'measure:sensitivity')}."
         )
     return " ".join(sentences)
