@@ -60,7 +60,7 @@ def _matrix(place, folder="matrix"):
 @pytest.mark.parametrize("threat", THREATS)
 def test_the_diagonal_equals_each_models_own_rows(place, threat):
     for i, row in enumerate(_cells(_matrix(place), threat)):
-        folder = place / NAMES[i] / "eval/transfer"
+        folder = place / NAMES[i] / "eval/matrix"
         rows = [AttackRow.from_json(each) for each in read_rows(folder / "results.jsonl")]
         robust = [each.robust for each in rows if each.threat == threat]
         assert row[i]["acc"] == sum(robust) / len(robust)
@@ -73,14 +73,14 @@ def test_the_diagonal_equals_each_models_own_rows(place, threat):
 
 def test_other_cells_are_the_rows_of_the_measured_model(place):
     for j, name in enumerate(NAMES):
-        rows = read_rows(place / name / "eval/transfer_measured/transfer.jsonl")
+        rows = read_rows(place / name / "eval/matrix_measured/transfer.jsonl")
         for i, other in enumerate(NAMES):
             cell = _cells(_matrix(place), "linf-16/255")[i][j]
             assert (cell["attacked"], cell["measured"]) == (other, name)
             ours = [
                 row
                 for row in rows
-                if (row["source"], row["threat"]) == (f"{other}/eval/transfer", "linf-16/255")
+                if (row["source"], row["threat"]) == (f"{other}/eval/matrix", "linf-16/255")
             ]
             right = [row for row in ours if row["clean_pred"] == row["label"]]
             broken = [row for row in right if row["pred"] != row["label"]]
@@ -116,14 +116,14 @@ def test_the_page_needs_no_network(place):
 
 
 def test_a_report_has_the_clips_of_other_models(place):
-    text = (place / "one/eval/transfer_measured/report.md").read_text()
+    text = (place / "one/eval/matrix_measured/report.md").read_text()
     assert "## Adversarial clips of other models" in text
-    assert "two/eval/transfer" in text
+    assert "two/eval/matrix" in text
 
 
 def test_saved_clips_are_a_test_list_for_any_model(place):
     """The command of README.md gives the accuracy that the attack left after rounding."""
-    folder = place / "one/eval/transfer/adversarial/linf-16_255"
+    folder = place / "one/eval/matrix/adversarial/linf-16_255"
     text = " ".join((folder / "README.md").read_text().replace("\\\n", " ").split())
     words = text.partition("--checkpoint RUN ")[2].partition(" These")[0]
     words = words.replace("THIS_FOLDER", str(folder)).split()
@@ -135,7 +135,7 @@ def test_saved_clips_are_a_test_list_for_any_model(place):
             return
         assert done.returncode == 0, done.stderr
         head = read_summary(place / "list_one/summary.json").representation["head"]
-        (_, point) = read_summary(place / "one/eval/transfer/summary.json").curve
+        (_, point) = read_summary(place / "one/eval/matrix/summary.json").curve
         assert (head.acc, head.n) == (point.robust_acc_uint8, 6)
 
 
@@ -263,9 +263,9 @@ def test_two_ranks_write_the_files_of_one(place, tmp_path):
 def test_killed_at_several_moments_it_ends_with_the_same_files(place, tmp_path):
     _copied(place, tmp_path)
     moments = (
-        "one/eval/transfer/results.jsonl",
-        "two/eval/transfer/adversarial",
-        "two/eval/transfer_measured",
+        "one/eval/matrix/results.jsonl",
+        "two/eval/matrix/adversarial",
+        "two/eval/matrix_measured",
     )
     for moment in moments:
         process = _command(tmp_path)

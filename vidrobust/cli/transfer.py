@@ -3,7 +3,7 @@
     vidrobust transfer outputs/one outputs/two outputs/three --output outputs/matrix [key=value ...]
 
 A model is a run's folder, a checkpoint file, or SOURCE:NAME. Each is attacked with eval.save=all in
-eval/transfer of its folder (eval.name), then measured on all clips in eval/transfer_measured. The
+eval/matrix of its folder (eval.name), then measured on all clips in eval/matrix_measured. The
 matrix is written as transfer.md, .html, .csv and .json. The same command continues where it was
 stopped; with more models, those that were attacked are not attacked again.
 """
@@ -158,7 +158,7 @@ def _model(args: argparse.Namespace, name: str) -> _Model:
         )
     check_protocol_options(one, cfg)
     if "eval.name" not in config.keys_given(args.overrides, args.cfg):
-        cfg = _edited(cfg, name="transfer")
+        cfg = _edited(cfg, name="matrix")
     weights = name
     if not is_source:
         weights = checkpoint_name(cfg, checkpoint.read_checkpoint(one.checkpoint))

@@ -29,6 +29,7 @@ from vidrobust.evaluation.natural.corrupted_pictures import save_pictures, shown
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
 from vidrobust.evaluation.report.baseline import read_baseline
 from vidrobust.evaluation.report.clip_player import shown_clips
+from vidrobust.evaluation.report.fingerprint_charts import fingerprints
 from vidrobust.evaluation.report.html_report import write_html
 from vidrobust.evaluation.report.page import LARGEST
 from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_chart
@@ -350,6 +351,13 @@ def test_a_fingerprint_leaves_out_videos_that_are_not_attacked():
     found = fingerprint([*wrong, *attacked])
     assert found.n == 7 and np.allclose(found.frames, attacked[0].change_frames)
     assert fingerprint(wrong) is None
+
+
+def test_an_image_has_a_map_of_the_change_and_no_chart_over_time():
+    curve = robust_curve(_rows(["a"], 3, frames=1), [parse_threat(name) for name in THREATS])
+    rows = [row for row in _rows(["a"], 3, frames=1) if row.threat == "linf-2/255"]
+    image = next(each for each in fingerprints(curve, rows) if each.threat == "linf-2/255")
+    assert image.frames is None and image.place.startswith("data:image/png")
 
 
 def test_source_videos_of_any_length_share_a_fingerprint():

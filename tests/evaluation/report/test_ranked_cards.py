@@ -67,6 +67,12 @@ def test_cards_are_ranked_by_any_accuracy():
     assert order(items, "mpc") == [("a", 1), ("b", None)]
 
 
+def test_a_group_without_the_accuracy_comes_last():
+    items = entries(card("a", None, dataset="a set"), card("b", 0.1), card("c", 0.2))
+    assert order(items) == [("c", 1), ("b", 2), ("a", None)]
+    assert order(items, "clean")[0] == ("a", 1)
+
+
 def test_threats_are_ordered_by_kind_and_budget():
     items = entries(
         card("a", 0.1, "linf-2/255"), card("b", 0.1, "flicker-linf-8/255"), card("c", 0.1)
@@ -125,6 +131,14 @@ def test_a_card_is_collected_once(tmp_path):
 def test_a_card_without_a_name_is_named_by_its_place(tmp_path):
     save(tmp_path / "mine.json", card("", 0.1))
     assert collect([tmp_path / "mine.json"])[0].name == str(tmp_path / "mine.json")
+
+
+def test_names_of_places_leave_out_what_they_have_in_common(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / f"runs/{name}/eval/pgd/card.json", card("", 0.1))
+    collected = collect([tmp_path / "runs/b", tmp_path / "runs/../runs/a"])
+    assert [each.name for each in collected] == ["b/eval/pgd", "a/eval/pgd"]
+    assert collected[0].place == str(tmp_path / "runs/b/eval/pgd")
 
 
 @pytest.mark.parametrize("place", ["missing", "empty"])

@@ -24,8 +24,9 @@ class KindOfThreat:
     Attributes:
         threat: the largest budget.
         n: number of attacked videos.
-        frames: chart of the change by frame; None where rows of earlier revisions do not say it.
-        place: picture of the change by place in the frame, as an address; "" as above.
+        frames: chart of the change by frame; None for images, and where rows of earlier revisions
+            do not say it.
+        place: picture of the change by place in the frame, as an address; "" for those rows.
         largest: mean absolute change where it is largest, in 1/255.
         breaks: chart of the smallest budget that breaks each video.
     """
@@ -62,6 +63,7 @@ def _of_kind(points: Sequence[CurvePoint], rows: Sequence[AttackRow]) -> KindOfT
     every = max(1, -(-len(found.frames) // _LABELS))
     # a value per frame, or of longer clips per part of equal length
     count = len(found.frames)
+    # of an image there is no when
     bars = [
         Bar(str(t), value, f"time {t + 1} of {count}: {255 * value:.3g}/255")
         for t, value in enumerate(found.frames)
@@ -69,7 +71,9 @@ def _of_kind(points: Sequence[CurvePoint], rows: Sequence[AttackRow]) -> KindOfT
     return KindOfThreat(
         largest.threat,
         found.n,
-        bar_chart(bars, f"Change over time under {largest.threat}", "time", every),
+        bar_chart(bars, f"Change over time under {largest.threat}", "time", every)
+        if count > 1
+        else None,
         _picture(found.place),
         255 * float(found.place.max()),
         breaks,

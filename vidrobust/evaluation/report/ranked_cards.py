@@ -1,7 +1,8 @@
 """Collect cards of evaluations, and rank them by an accuracy."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidrobust import config
@@ -16,15 +17,22 @@ from vidrobust.utils.text import shown
 
 @dataclass(frozen=True)
 class Entry:
-    """A card on a leaderboard, and the folder or file that it comes from."""
+    """A card on a leaderboard.
+
+    Attributes:
+        card: the card.
+        place: folder or file that it comes from.
+        short: the same without the folders that all cards have in common; "" for one card.
+    """
 
     card: Card
     place: str
+    short: str = ""
 
     @property
     def name(self) -> str:
         """Name of the model; its place for a card without a name."""
-        return self.card.name or self.place
+        return self.card.name or self.short or self.place
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -76,7 +84,10 @@ def collect(paths: Sequence[Path]) -> list[Entry]:
             same = place.parent if place.name == FILE else place
             if same.resolve() not in entries:
                 entries[same.resolve()] = Entry(_card_at(place), str(same))
-    return list(entries.values())
+    if len(entries) == 1:
+        return list(entries.values())
+    top = os.path.commonpath(entries)
+    return [replace(entry, short=os.path.relpath(own, top)) for own, entry in entries.items()]
 
 
 def _evaluations(folder: Path) -> list[Path]:
@@ -163,14 +174,15 @@ def ranked(entries: Sequence[Entry], measure: str) -> list[Ranked]:
     """Return the order of cards: by group, then from the highest accuracy to the lowest.
 
     Equal accuracies share the rank, and the rank after them counts them all (1, 2, 2, 4). Cards
-    without the accuracy come last in their group, without a rank.
+    without the accuracy come last in their group, without a rank, and so do groups without it.
 
     Args:
         entries: the cards.
         measure: the accuracy to rank by.
     """
     order = []
-    for group in groups_of(entries):
+    with_measure = {entry.group for entry in entries if accuracy(entry.card, measure) is not None}
+    for group in sorted(groups_of(entries), key=lambda group: group not in with_measure):
         values = {
             n: accuracy(entry.card, measure)
             for n, entry in enumerate(entries)
