@@ -11,6 +11,7 @@ import torch
 from torchvision import models
 
 from tests.helpers import tiny, tool
+from tests.pages import outside, parsed
 from tests.protocols.helpers import place_with_run
 from vidrobust import checkpoint, config
 from vidrobust.data import Record, build_records, eval_dataset
@@ -66,6 +67,14 @@ def test_splits_are_measured_one_after_the_other(place):
     assert summaries[0].manifest_sha != summaries[1].manifest_sha
     report = (place / "run/eval/linear_splits/report.md").read_text()
     assert "| measure, % | split 1 | split 2 | mean ± sd | 95 % interval |" in report
+    text = (place / "run/eval/linear_splits/report.html").read_text()
+    tree = parsed(text)
+    assert not outside(text) and len(list(tree.iter("table"))) == 1
+    probe = numbers["measures"]["trained_probe"]
+    sorted_by = {cell.get("data-value") for cell in tree.iter("td")}
+    assert {str(value) for value in (*probe["values"], probe["mean"])} <= sorted_by
+    first = 100 * next(iter(numbers["measures"].values()))["mean"]
+    assert f"Mean over 2 splits: trained_probe {first:.1f} ±" in text
     assert summaries[0].classifier == "linear probe" and summaries[0].protocol == "linear"
 
 
@@ -157,6 +166,7 @@ def test_a_run_per_split_is_named_by_its_number(place):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (place / "both").iterdir()) == [
+        "report.html",
         "report.md",
         "split1",
         "split2",

@@ -146,8 +146,8 @@ def test_titles_sort_and_boxes_show_columns(tmp_path):
         const rows = table.tBodies[0].rows;
         const names = () => [...rows].map((row) => row.cells[0].textContent.trim());
         const button = table.tHead.rows[0].cells[0].querySelector("button");
-        button.click(); const down = names();
         button.click(); const up = names();
+        button.click(); const down = names();
         return {before, after, down, up};
         """,
         tmp_path,

@@ -8,6 +8,7 @@ from pathlib import Path
 from vidrobust import config
 from vidrobust.data import build_records, find_format
 from vidrobust.evaluation.report import tables as markdown
+from vidrobust.evaluation.report.page import render, write_page
 from vidrobust.evaluation.retrieval_summary import RetrievalTable
 from vidrobust.evaluation.summary import Summary
 from vidrobust.study.arm_table import Spread, spread_of
@@ -52,9 +53,9 @@ def check_splits(cfg: config.Config) -> None:
 def run_splits(
     cfg: config.Config, run: Callable[[int], tuple[Summary, Path]], out: Path
 ) -> dict[str, Spread]:
-    """Measure each split, and write out/splits.json and out/report.md.
+    """Measure each split, and write out/splits.json, out/report.md and out/report.html.
 
-    Both are written after every split, so that a call that is killed leaves those that are done.
+    They are written after every split, so that a call that is killed leaves those that are done.
 
     Args:
         cfg: names protocol and splits.
@@ -141,25 +142,61 @@ def _write(
     }
     with replacing(out / "splits.json") as file:
         file.write((json.dumps(numbers, indent=2) + "\n").encode())
+    rows = [_row(key, spread) for key, spread in spreads.items()]
     titles = ["measure, %", *(f"split {split}" for split in done), "mean ± sd", "95 % interval"]
+    heading = f"{cfg.protocol.name} on {cfg.data.name}, {len(done)} splits"
     summary, _ = next(iter(done.values()))
+    note = (
+        f"Views (clips x crops) of each test video: {summary.views['representation']} for"
+        f" classifiers, stages and recall, {summary.views['attack']} for the clean accuracy of"
+        " attacks, robust accuracy, calibration, corruptions and shift;"
+        f" {summary.view_average} averaged. Intervals of the mean over splits by Student's t,"
+        " clipped to 0 and 100 %. Official splits share videos, so that their spread is not"
+        " that of independent runs."
+    )
     lines = [
-        f"# {markdown.escape(f'{cfg.protocol.name} on {cfg.data.name}, {len(done)} splits')}",
+        f"# {markdown.escape(heading)}",
         "",
-        (
-            f"Views (clips x crops) of each test video: {summary.views['representation']} for"
-            f" classifiers, stages and recall, {summary.views['attack']} for the clean accuracy of"
-            " attacks, robust accuracy, calibration, corruptions and shift;"
-            f" {summary.view_average} averaged. Intervals of the mean over splits by Student's t,"
-            " clipped to 0 and 100 %. Official splits share videos, so that their spread is not"
-            " that of independent runs."
-        ),
+        note,
         "",
-        *markdown.table(titles, *(_row(key, spread) for key, spread in spreads.items())),
+        *markdown.table(titles, *rows),
         "",
         *(f"- split {split}: {markdown.code(folder)}" for split, (_, folder) in done.items()),
     ]
     markdown.write(out / "report.md", lines)
+    page = render(
+        "splits.html",
+        title=heading,
+        heading=heading,
+        verdict=_verdict(spreads, len(done)),
+        note=note,
+        titles=[(title, number not in (0, len(titles) - 1)) for number, title in enumerate(titles)],
+        rows=[_sorted_by(row, spread) for row, spread in zip(rows, spreads.values(), strict=True)],
+        splits={split: folder for split, (_, folder) in done.items()},
+    )
+    write_page(out / "report.html", page)
+
+
+def _verdict(spreads: dict[str, Spread], splits: int) -> str:
+    """Return the sentence that a reader needs first: the first measure, and the last robust one."""
+    if not spreads:
+        return "The splits have no measure in common."
+    robust = [key for key in spreads if key.startswith("robust ")]
+    names = [next(iter(spreads)), *robust[-1:]]
+    parts = [f"{name} {_row(name, spreads[name])[-2]} %" for name in dict.fromkeys(names)]
+    return f"Mean over {splits} splits: {', '.join(parts)}."
+
+
+def _sorted_by(row: Sequence[str], spread: Spread) -> list[str | tuple[str, float]]:
+    """Return the cells of a row with the numbers by which a table sorts.
+
+    Args:
+        row: from `_row`.
+        spread: its numbers.
+    """
+    name, *values, middle, interval = row
+    numbers = zip(values, spread.values, strict=True)
+    return [name, *numbers, (middle, spread.mean), interval]
 
 
 def _row(name: str, spread: Spread) -> Sequence[str]:

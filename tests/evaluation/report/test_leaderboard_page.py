@@ -149,6 +149,10 @@ def test_another_accuracy_ranks_and_filters_hide_rows(tmp_path, three):
         set(selects.find((each) => each.textContent.includes("a b")), "a b");
         found.push(shown());
         found.push(document.getElementById("ranked-by").textContent);
+        set(selects.find((each) => each.textContent.includes("a b")), "");
+        document.getElementById("only-reliable").click();
+        board.tHead.querySelector(".rank button").click();
+        found.push(shown());
         return found;
     """
     found = in_browser(tmp_path / "leaderboard.html", script, tmp_path)
@@ -159,6 +163,8 @@ def test_another_accuracy_ranks_and_filters_hide_rows(tmp_path, three):
         ["1low", "2none"],
         ["1low"],
         "clean",
+        # the best rank first, and those of equal rank in the order they had
+        ["1low", "2none", "3high"],
     ]
 
 

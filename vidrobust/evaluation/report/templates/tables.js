@@ -1,11 +1,14 @@
 "use strict";
 /* Tables of the class "sortable": a click on a title sorts the rows, and a second one turns the order.
-   A cell sorts by its data-value, otherwise by its text; cells without a value come last. */
+   Numbers begin with the largest, names and ranks with the first. A cell sorts by its data-value,
+   otherwise by its text; cells without a value come last. */
 for (const table of document.querySelectorAll("table.sortable")) {
   const titles = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
   titles.forEach((title, column) => {
     title.querySelector("button")?.addEventListener("click", () => {
-      const down = title.getAttribute("aria-sort") !== "descending";
+      const numbers = title.classList.contains("n") && !title.classList.contains("rank");
+      const sorted = title.getAttribute("aria-sort");
+      const down = sorted ? sorted === "ascending" : numbers;
       titles.forEach((other) => other.removeAttribute("aria-sort"));
       title.setAttribute("aria-sort", down ? "descending" : "ascending");
       const key = (row) => {
