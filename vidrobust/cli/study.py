@@ -110,7 +110,9 @@ def arguments() -> argparse.Namespace:
         "--csv", action="store_true", help="also write study.csv, a row per arm and measure"
     )
     parser.add_argument(
-        "--latex", action="store_true", help="also write study.tex, tables for booktabs"
+        "--latex",
+        action="store_true",
+        help="also write study.tex, tables for booktabs and graphicx",
     )
     args = parser.parse_intermixed_args()
     if any("=" not in word for word in args.data):

@@ -84,7 +84,8 @@ _RULE = """\
 def latex_text(study: Study, runs: Runs, tables: Mapping[str, Table]) -> str:
     """Return study.tex: tables of accuracies, and of differences from the baseline, by data set.
 
-    They need the package booktabs. The rule for bold numbers stands in a comment of the file.
+    They need the packages booktabs and graphicx. The rule for bold numbers stands in a comment of
+    the file.
 
     Args:
         study: the study.
@@ -94,7 +95,7 @@ def latex_text(study: Study, runs: Runs, tables: Mapping[str, Table]) -> str:
     lines = [
         f"% {visible(study.config_file.stem)}, by vidrobust {__version__}: the numbers of"
         " study.json.",
-        r"% \usepackage{booktabs}, and for names beyond ASCII a font that has them.",
+        r"% \usepackage{booktabs,graphicx}, and for names beyond ASCII a font that has them.",
         _RULE,
     ]
     for place, (dataset, table) in enumerate(tables.items(), 1):
@@ -193,13 +194,15 @@ def _latex_table(
         r"\centering",
         rf"\caption{{{latex_escape(caption)}}}",
         rf"\label{{tab:{label}}}",
+        # a table that is wider than the text is scaled to it, and any other is left as it is
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
         r"\toprule",
         " & ".join(map(latex_escape, titles)) + r" \\",
         r"\midrule",
         *(" & ".join(row) + r" \\" for row in rows),
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         r"\end{table}",
     ]
 
