@@ -360,3 +360,43 @@ def test_negatives_are_the_same_for_any_number_of_workers_and_none_are_none(ucf,
     assert not equal(weights("here"), weights("plain"))
     rows = [json.loads(line) for line in (tmp_path / "here/metrics.jsonl").read_text().splitlines()]
     assert all(-1 <= row["negative_cosine"] <= 1 for row in rows if row["split"] == "train")
+
+
+@pytest.mark.parametrize("words", [(), (f"{ADVERSARY}name=clae",)], ids=["simclr", "clae"])
+def test_memory_can_be_saved_and_the_run_resumed_bitwise(ucf, tmp_path, words):
+    saves = ("train.micro_batch=2", "train.checkpoint_activations=true", "train.checkpoint_every=1")
+    cfg = tiny_config(ucf, *words, *saves, "train.keep=9")
+    whole = train_state(cfg, tmp_path / "whole")
+    resumed = train_state(
+        cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000002.pt"
+    )
+    for key in whole:
+        assert equal(whole[key], resumed[key]), key
+    # batch norms of two clips are others than those of the whole batch, and nothing else differs
+    kept = train_state(tiny_config(ucf, *words, *saves[1:]), tmp_path / "kept")
+    assert whole["model"].keys() == kept["model"].keys()
+    assert not equal(whole["model"], kept["model"])
+
+
+def test_blocks_that_are_computed_again_train_as_before(ucf, tmp_path):
+    words = (f"{ADVERSARY}name=clae", "train.max_steps=2")
+    again, kept = (
+        train_state(
+            tiny_config(ucf, *words, f"train.checkpoint_activations={kind}"), tmp_path / kind
+        )
+        for kind in ("true", "false")
+    )
+    assert equal(again["model"], kept["model"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.micro_batch=3"], "train.micro_batch=3 does not divide the batch, 4 videos; set 2"),
+        (["train.micro_batch=8"], "set 4, or 0 for the whole batch"),
+    ],
+)
+def test_micro_batches_that_do_not_divide_the_batch_are_refused(ucf, tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        train_state(tiny_config(ucf, "train.batch_size=4", *words), tmp_path / "run")
+    assert not any((tmp_path / "run").iterdir())

@@ -113,8 +113,6 @@ def arguments() -> argparse.Namespace:
         "--latex",
         action="store_true",
         help="also write study.tex, tables for booktabs and graphicx",
-        action="store_true",
-        help="also write study.tex, tables for booktabs and graphicx",
     )
     args = parser.parse_intermixed_args()
     if any("=" not in word for word in args.data):

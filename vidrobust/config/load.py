@@ -234,6 +234,8 @@ _ADDED_LATER: dict[str, object] = {
     "optim.auto_threats": [],
     "train.measured": 0,
     "train.shown_clips": 3,
+    "train.micro_batch": 0,
+    "train.checkpoint_activations": False,
     "eval.embeddings": 500,
     "eval.save": "none",
     "eval.transfer": [],

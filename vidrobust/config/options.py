@@ -857,6 +857,18 @@ class TrainConfig:
         low=0,
         high=8,
     )
+    # Memory.
+    micro_batch: int = option(
+        0,
+        "clips that pass through the backbone at a time, with the loss of the whole batch; each is"
+        " computed twice, and batch norms have the statistics of these clips; 0: the whole batch",
+        low=0,
+    )
+    checkpoint_activations: bool = option(
+        False,
+        "keep only the inputs of the backbone's blocks, and compute the rest again in the backward"
+        " pass: long clips and transformers need less memory, a step takes a third longer",
+    )
 
 
 @dataclass

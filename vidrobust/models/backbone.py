@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust.models.branch_norm import branch_names, use_branch
+from vidrobust.models.recompute import in_micro_batches
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Backbone(nn.Module):
     they are a weighted mean. The weights are the softmax of `selector`, a linear map of the clean
     branch's features. The model itself chooses the branch. The gradient of an attack therefore
     contains all branches and the choice among them.
+
+    Attributes:
+        micro_batch: clips that are computed at a time (`recompute.in_micro_batches`); 0: all.
     """
 
     mean: Tensor
@@ -54,6 +58,7 @@ class Backbone(nn.Module):
         super().__init__()
         # "average" or "select"; empty if all norms use the same branch
         self.mixed = ""
+        self.micro_batch = 0
         self.selector: nn.Linear | None = None
         self.dim = parts.dim
         # This attribute's name is part of the keys of checkpoints, so it stays.
@@ -80,6 +85,12 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"expected clips (B, C, T, H, W), got shape {tuple(x.shape)}; an image is T = 1"
             )
+        if 0 < self.micro_batch < len(x):
+            return in_micro_batches(self, self._features, x, self.micro_batch)
+        return self._features(x)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Return the features of clips in one pass, or in one for each norm branch."""
         x = (x - self.mean) / self.std
         return self._mixture(x) if self.mixed else self.trunk(x)
 

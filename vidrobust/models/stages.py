@@ -51,6 +51,24 @@ def stage_names(backbone: Backbone) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" if prefix else name for name in names)
 
 
+def blocks_of(backbone: Backbone) -> list[nn.Module]:
+    """Return the blocks of a backbone's stages.
+
+    They are the members of a stage that is a list of modules, each of several layers. Any other
+    stage is a block itself: a layer may change the output of the one before it in place.
+
+    Raises:
+        UserError: for a network without a list of stages.
+    """
+    blocks: list[nn.Module] = []
+    for name in stage_names(backbone):
+        stage = backbone.stored.get_submodule(name)
+        inner = [*stage.children()] if isinstance(stage, nn.Sequential) else []
+        is_list = bool(inner) and all(any(True for _ in each.children()) for each in inner)
+        blocks += inner if is_list else [stage]
+    return blocks
+
+
 class PooledStages:
     """Map clips to the average-pooled outputs of all stages, side by side.
 

@@ -16,8 +16,11 @@ from vidrobust.data import (
     train_dataset,
 )
 from vidrobust.methods import Method, build_method, build_negatives, options_with_labels
-from vidrobust.models import Backbone, branch_names
+from vidrobust.models import AttentiveHead, Backbone, branch_names
 from vidrobust.models.inference import evaluation_mode, extract
+from vidrobust.models.low_rank_branch import LowRankBranch
+from vidrobust.models.recompute import recompute_blocks
+from vidrobust.models.stages import blocks_of
 from vidrobust.training.auto_rate import AutoRate
 from vidrobust.training.ema import Average
 from vidrobust.training.optim import build_optimizer, learning_rate
@@ -117,12 +120,18 @@ def total_steps(cfg: config.Config, videos: int) -> int:
 
 
 def arrange(method: Method, cfg: config.TrainConfig) -> None:
-    """Apply `train.channels_last` and `train.compile`; weights and their names stay the same.
+    """Apply the options of memory and speed; weights and their names stay the same.
+
+    They are `train.channels_last`, `compile`, `micro_batch` and `checkpoint_activations`.
 
     Args:
         method: the method, on its device.
         cfg: `train.*`.
+
+    Raises:
+        UserError: for micro-batches that do not fit the batch or the method.
     """
+    _save_memory(method, cfg)
     if cfg.channels_last:
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         for p in method.parameters():
@@ -134,6 +143,43 @@ def arrange(method: Method, cfg: config.TrainConfig) -> None:
         limit = torch._dynamo.config.cache_size_limit
         torch._dynamo.config.cache_size_limit = max(limit, graphs)
         method.model.backbone.trunk.compile()
+
+
+def _save_memory(method: Method, cfg: config.TrainConfig) -> None:
+    """Apply `train.micro_batch` and `train.checkpoint_activations`; see `arrange`."""
+    if size := cfg.micro_batch:
+        share = cfg.batch_size // distributed.world()
+        if share % size:
+            of_rank = " of a rank" if distributed.world() > 1 else ""
+            raise UserError(
+                f"train.micro_batch={size} does not divide the batch{of_rank}, {share} videos; set"
+                f" {_largest_divisor(share, size)}, or 0 for the whole batch"
+            )
+        _refuse_other_passes(method, f"train.micro_batch={size}")
+        for module in method.modules():
+            if isinstance(module, Backbone):
+                module.micro_batch = size
+    if cfg.checkpoint_activations:
+        _refuse_other_passes(method, "train.checkpoint_activations=true")
+        recompute_blocks(blocks_of(method.model.backbone))
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of a number that is not above a limit."""
+    return max(each for each in range(1, limit + 1) if number % each == 0)
+
+
+def _refuse_other_passes(method: Method, option: str) -> None:
+    """Raise UserError for methods whose passes cannot be computed again.
+
+    Args:
+        method: the method.
+        option: the option that asks for it, with its value.
+    """
+    kinds = {AttentiveHead: "an attentive head reads a stage", LowRankBranch: "AutoLoRa's branch"}
+    for kind, reason in kinds.items():
+        if any(isinstance(module, kind) for module in method.modules()):
+            raise UserError(f"{option}: not with this method ({reason}); leave it out")
 
 
 def _require_for_method(cfg: config.Config, records: list[Record], device: torch.device) -> None:
