@@ -1,9 +1,7 @@
 """Time extraction and clean testing, compared with the bare model and the bare loader; memory."""
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 from vidrobust import config
 from vidrobust.benchmarks.data import readable
-from vidrobust.benchmarks.timing import spread, synchronize
+from vidrobust.benchmarks.timing import peak_mib, spread, synchronize
 from vidrobust.data import (
     ClipDataset,
     EvalBatches,
@@ -450,14 +448,14 @@ def _extract_synthetic(count: int, gathered: bool, sender: Connection) -> None:
     words += ["data.timeout_s=0", "eval.batch_size=256", "eval.clips=1"]
     cfg = config.loads("", words)
     projection = torch.rand(3 * 8 * 8, DIM, generator=torch.Generator().manual_seed(0))
-    start = _peak_mib()
+    start = peak_mib()
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top)
         Image.new("RGB", (8, 8), (9, 90, 200)).save(folder / "image.png")
         path = str(folder / "image.png")
         records = [Record(f"class {n % 100}/video {n:08}.avi", path, n % 100) for n in range(count)]
         dataset = eval_dataset(cfg.data, records, 1)
-        listed = _peak_mib()
+        listed = peak_mib()
 
         def outputs(clips: Tensor) -> list[Tensor]:
             return [clips.flatten(1) @ projection]
@@ -469,18 +467,7 @@ def _extract_synthetic(count: int, gathered: bool, sender: Connection) -> None:
             store.load()
         else:
             write_extraction(outputs, dataset, cpu, folder, cfg)
-        sender.send((start, listed, _peak_mib()))
-
-
-def _peak_mib() -> float:
-    """Return the largest memory that this process has had, MiB."""
-    try:
-        # unlike ru_maxrss, it leaves out what the parent had when it started this process
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-    except (OSError, StopIteration):
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        sender.send((start, listed, peak_mib()))
 
 
 def measure_search(count: int, rounds: int) -> tuple[list[float], list[float], list[float]]:

@@ -20,6 +20,8 @@ sources      seconds of a forward and backward pass of a model of torchvision, b
              of loading a file of weights
 features     clips/s of extraction and of an evaluation without attacks, compared with the bare
              model and the bare loader, on the training split; peak memory of extracting many clips
+memory       MiB and seconds of a training step on the CPU by batch, with whole batches and with
+             micro-batches, on random clips
 probes       seconds of fitting all settings of protocol.rates and protocol.decays at once, compared
              with torch's SGD, on 10,000 random features of 512 dimensions and 101 classes
 """
@@ -36,6 +38,7 @@ from vidrobust.benchmarks.extraction import print_features
 from vidrobust.benchmarks.negative_views import print_negatives
 from vidrobust.benchmarks.nt_xent import print_losses
 from vidrobust.benchmarks.probe_sweep import print_probes
+from vidrobust.benchmarks.step_memory import print_step_memory
 from vidrobust.benchmarks.steps import print_steps
 from vidrobust.benchmarks.wrapped_models import print_sources
 from vidrobust.cli import common
@@ -71,6 +74,8 @@ def main() -> None:
         print_steps(cfg, methods=methods, batch=args.batch, rounds=args.rounds)
     elif args.command == "features":
         print_features(cfg, videos=args.videos, rounds=args.rounds, counts=args.counts)
+    elif args.command == "memory":
+        print_step_memory(cfg, batches=args.batches, micro_batch=args.micro_batch)
     elif args.command == "probes":
         print_probes(cfg, rounds=args.rounds)
     elif args.command == "sources":
@@ -81,7 +86,7 @@ def main() -> None:
 
 _COMMANDS = (
     *("data", "attacks", "corruptions", "losses", "adversarial", "negatives", "sources"),
-    *("features", "probes"),
+    *("features", "probes", "memory"),
 )
 
 
@@ -123,15 +128,19 @@ def arguments() -> argparse.Namespace:
         default="10000,50000,100000",
         help="features: clips of the memory measurement, N,N,...; empty: none",
     )
+    parser.add_argument(
+        "--batches", default="64,128,256,512,1024", help="memory: videos per batch, N,N,..."
+    )
     args = parser.parse_intermixed_args()
     # a text that is not a number becomes 0, which is refused below
     args.samples = [int(count) if count.isdigit() else 0 for count in args.samples.split(",")]
+    args.batches = [int(size) if size.isdigit() else 0 for size in args.batches.split(",")]
     args.sizes = [int(size) if size.isdigit() else 0 for size in args.sizes.split(",")]
     counts = args.counts.split(",") if args.counts else []
     args.counts = [int(count) if count.isdigit() else 0 for count in counts]
     # every number is checked, whatever the benchmark
-    names = ("rounds", "clips", "images", "steps", "queries", "chunk", "batch", "textures")
-    numbers = [*(getattr(args, name) for name in names), *args.sizes, *args.counts]
+    names = tuple(name for name in _NUMBERS if name not in ("videos", "memory"))
+    numbers = [*(getattr(args, name) for name in names), *args.sizes, *args.counts, *args.batches]
     if any(count < 4 or count % 2 for count in (*args.samples, args.memory)):
         raise UserError(
             "--samples and --memory: must be even numbers of at least 4, two views of each image"
@@ -155,10 +164,13 @@ _NUMBERS = {
     "chunk": (256, "losses: anchors at a time in the chunked form"),
     "batch": (64, "adversarial, negatives, sources: videos per batch"),
     "textures": (16, "negatives: textures per round"),
+    "micro_batch": (32, "memory: clips at a time"),
 }
 
 
 def _add_numbers(parser: argparse.ArgumentParser) -> None:
     """Add the options that take a whole number."""
     for name, (default, help) in _NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{help} ({default})")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=default, help=f"{help} ({default})"
+        )
