@@ -185,6 +185,13 @@ def test_broken_test_files_are_failed_rows_and_reported_at_the_end(place, tmp_pa
         and "v_Beta_g05_c01.avi: the file is empty" in line
     )
     assert (out / "report.md").is_file() and "do not decode" in (out / "summary.json").read_text()
+    # what was asked for besides is done all the same
+    words = ["--checkpoint", place / "run", f"data.root={root}", "--output-dir", out]
+    done = tool("test_net", *words, "--fail-under", "clean=100", cwd=tmp_path)
+    assert done.returncode == 3 and "--fail-under: clean: " in done.stderr
+    assert "videos that do not decode" in _refused(
+        tool("test_net", *words, "--fail-under", "clean=0", cwd=tmp_path)
+    )
     done = tool(
         "extract_features",
         "--checkpoint",

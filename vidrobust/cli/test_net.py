@@ -33,7 +33,7 @@ from vidrobust.evaluation.retrieval_protocol import NAME as RETRIEVAL
 from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.protocols import Subject, report_folder, run_protocol, run_splits
 from vidrobust.utils import distributed
-from vidrobust.utils.errors import UserError
+from vidrobust.utils.errors import UndecodedVideos, UserError
 from vidrobust.utils.logging import log, start_logging
 from vidrobust.utils.stopping import EXIT_BELOW
 
@@ -92,18 +92,20 @@ def main() -> None:
     if not args.report_only:
         _require_measured(limits, cfg)
     try:
-        folder, values = _measured(args, cfg, subject, splits)
+        folder, values, failure = _measured(args, cfg, subject, splits)
     except OnlyEstimated as estimate:
         if common.is_main():
             print(estimate)
         return
     log.info(f"report: {folder / 'report.md'}")
     _exit_below(values, limits)
+    if failure:
+        raise failure
 
 
 def _measured(
     args: argparse.Namespace, cfg: config.Config, subject: Subject, splits: Sequence[int]
-) -> tuple[Path, dict[str, float]]:
+) -> tuple[Path, dict[str, float], UndecodedVideos | None]:
     """Do what the command line asks for.
 
     Args:
@@ -113,26 +115,33 @@ def _measured(
         splits: official splits that are measured one after the other; none: data.fold alone.
 
     Returns:
-        (folder of the report, name -> accuracy, the mean over splits).
+        (folder of the report, name -> accuracy, the mean over splits, why a finished evaluation is
+        a failure all the same).
     """
     out = args.output_dir
     if splits:
         folder = out or _splits_folder(cfg, subject)
         found: list[dict[str, float]] = []
         run_splits(cfg, partial(_measure_split, args, found), folder)
-        return folder, {key: fmean(each[key] for each in found) for key in found[0]}
+        return folder, {key: fmean(each[key] for each in found) for key in found[0]}, None
     if args.baseline and args.report_only:
         require_baseline(args.baseline, cfg.eval.name)
     elif args.baseline:
         check_baseline(args.baseline, cfg)
+    failure = None
     # from the results in the folder, without attacks
     if args.report_only:
         folder = report_folder(cfg, subject, out)
     else:
-        _, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
+        folder = report_folder(cfg, subject, out)
+        try:
+            run_protocol(cfg, subject, out, overwrite=args.overwrite)
+        except UndecodedVideos as error:
+            # the numbers are there, and so are the report and the limits that were asked for
+            failure = error
     if (args.report_only or args.baseline) and common.is_main():
         rewrite_report(folder, args.baseline, cfg.eval.card)
-    return folder, accuracies(read_summary(folder / "summary.json"))
+    return folder, accuracies(read_summary(folder / "summary.json")), failure
 
 
 def _exit_below(values: Mapping[str, float], limits: Mapping[str, float]) -> None:

@@ -31,7 +31,7 @@ from vidrobust.evaluation.transfer_matrix import MatrixFolders, read_matrix
 from vidrobust.protocols import Subject, report_folder, run_protocol
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
-from vidrobust.utils.errors import UserError
+from vidrobust.utils.errors import UndecodedVideos, UserError
 from vidrobust.utils.logging import log, start_logging
 from vidrobust.utils.text import visible
 
@@ -249,10 +249,7 @@ def _evaluate(model: _Model, cfg: config.Config, out: Path, overwrite: bool) -> 
     log.info(f"{model.given}: {out}")
     try:
         run_protocol(cfg, model.subject, out, overwrite=overwrite)
-    except UserError as error:
-        # of videos that do not decode, which count as wrong
-        if not str(error).startswith("videos that do not decode"):
-            raise
+    except UndecodedVideos as error:  # they count as wrong
         log.error(f"{model.given}: {error}")
         return f"{model.given}: {error}"
     return ""

@@ -123,7 +123,7 @@ from vidrobust.models.inference import evaluation_mode, evenly, extract
 from vidrobust.models.stages import PooledStages, require_stages
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
-from vidrobust.utils.errors import UserError
+from vidrobust.utils.errors import UndecodedVideos, UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.text import visible
 
@@ -454,9 +454,9 @@ def _baseline(cfg: config.Config, identity: dict[str, Any], n: int) -> Corruptio
 
 
 def _require_decoded(summary: Summary, path: Path) -> None:
-    """Raise UserError for videos that do not decode, after everything is written."""
+    """Raise UndecodedVideos if there are any, after everything is written."""
     if summary.failed:
-        raise UserError(
+        raise UndecodedVideos(
             f"videos that do not decode: {len(summary.failed)}; those of test lists count as"
             f" wrong in {path}; the first: {summary.failed[0]}"
         )

@@ -20,6 +20,10 @@ class UserError(Exception):
         super().__init__(shortened(visible(message), 1500))
 
 
+class UndecodedVideos(UserError):
+    """Ends an evaluation that is finished, but has videos that do not decode."""
+
+
 # options of PySlowFast's config files -> vidrobust's option of the same meaning
 _SLOWFAST = {
     "TRAIN.DATASET": "data.name",

@@ -74,8 +74,10 @@ def test_success_is_counted_as_a_loop_over_clips_does(saved, records, tmp_path):
                 pred = int(net(torch.from_numpy(arrays["adversarial"])[None]).argmax())
             is_clean_right = int(net(clips_of(dataset, row.index)).argmax()) == row.label
             right += pred == row.label
-            clean_right += is_clean_right
-            broken += is_clean_right and pred != row.label
+            # the clip of a video that the attacked model gets wrong is its clean clip
+            attacked = row.clean_right
+            clean_right += is_clean_right and attacked
+            broken += is_clean_right and attacked and pred != row.label
         assert (result.threat, result.n, result.source) == (threat, 6, str(folder))
         assert (result.acc, result.clean_right) == (right / 6, clean_right)
         assert result.success == broken / clean_right

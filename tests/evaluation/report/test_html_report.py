@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from vidrobust.evaluation.adversarial.fingerprint import (
 )
 from vidrobust.evaluation.natural.corrupted_pictures import save_pictures, shown_video
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
+from vidrobust.evaluation.report import html_report
 from vidrobust.evaluation.report.baseline import read_baseline
 from vidrobust.evaluation.report.clip_player import shown_clips
 from vidrobust.evaluation.report.fingerprint_charts import fingerprints
@@ -207,6 +209,44 @@ def test_the_file_stays_within_its_budget_whatever_was_measured(tmp_path):
     assert f"{24 - shown} more in clips/ did not fit" in text
 
 
+def test_many_small_clips_do_not_exceed_the_budget(tmp_path, monkeypatch):
+    """Their text is larger than their pictures."""
+    clips = [_clip(i, size=4, uid="u" * 400, label=i % 2) for i in range(60)]
+    monkeypatch.setattr(html_report, "LARGEST", 120_000)
+    monkeypatch.setattr(html_report, "_CLIPS", 110_000)
+    text = _page(tmp_path, ["a", "b"], clips=clips)
+    shown = text.count('class="clip"')
+    assert len(text.encode()) <= 120_000 and 0 < shown < 60
+    assert f"{60 - shown} more in clips/ did not fit" in text
+
+
+def test_a_prediction_that_rounding_changes_is_shown(tmp_path):
+    clip = _clip(0)
+    # between two pixel values, and nearer to the clean one
+    nudged = (clip.content["clip"] / 255 + 0.3 / 255).astype(np.float32)
+    clip.content["adversarial"] = nudged.clip(0, 1)
+    edge = float(nudged.mean()) - 1e-4  # the mean of the rounded clip lies below it
+
+    def predict(x):
+        above = x.mean((1, 2, 3, 4)) - edge
+        return torch.stack([-above, above, torch.full_like(above, -9)], 1)
+
+    steps = replace(clip, predict=predict)
+    text = _page(tmp_path, ["a", "b"], clips=[steps])
+    assert "adversarial: b; rounded, as shown: a" in text
+    other = tmp_path / "other"
+    other.mkdir()
+    assert "rounded, as shown" not in _page(other, ["a", "b"], clips=[_clip(0, label=0)])
+
+
+def test_filters_have_the_very_names_of_classes(tmp_path):
+    names = ["a  b", " c", "d"]
+    tree = parsed(_page(tmp_path, names, clips=[_clip(i, label=i) for i in range(2)]))
+    values = {option.get("value") for option in tree.iter("option")}
+    assert {clip.get("data-true") for clip in tree.iter("article")} == {"a  b", " c"}
+    assert {"a  b", " c", ""} <= values and None not in values
+
+
 def test_each_kind_of_threat_has_a_clip(tmp_path):
     kinds = ["linf", "border2-linf", "flicker-linf", "l2", "patch8-linf"]
     for number, kind in enumerate(kinds):
@@ -240,13 +280,12 @@ def test_what_the_page_counts_is_what_the_rows_say(tmp_path):
     text = _page(tmp_path, ["a", "b", "c"], n=30)
     rows = _rows(["a", "b", "c"], 30)
     for label, name in enumerate("abc"):
-        of_class = [r for r in rows if r.label == label and r.threat == "linf-1/255"]
+        threat = re.search(r"under (\S+)</button>", text)[1]
+        of_class = [r for r in rows if r.label == label and r.threat == threat]
         right = sum(r.clean_pred == label for r in of_class) / len(of_class)
         kept = sum(r.robust for r in of_class) / len(of_class)
         cells = f">{name}</td>\\s*<td[^>]*>10</td>\\s*<td[^>]*>{100 * right:.1f} %</td>"
-        threat = re.search(r"under (\S+)</button>", text)[1]
-        if threat == "linf-1/255":
-            cells += f"\\s*<td[^>]*>{100 * kept:.1f} %</td>"
+        cells += f"\\s*<td[^>]*>{100 * kept:.1f} %</td>"
         assert re.search(cells, text)
     n_first = sum(not r.robust and r.killed_by != "clean" for r in rows if r.threat == "linf-1/255")
     assert f"{n_first} of 30 videos break first at linf-1/255" in text
@@ -301,8 +340,10 @@ def test_corruptions_show_a_video_at_each_severity(tmp_path):
         "fog-1": "b",
         "fog-5": "b",
     }
-    (tmp_path / "report.html").unlink()
+    shutil.rmtree(tmp_path / "corrupted")
     write_html(tmp_path, _summary(["a", "b"], 2, corruption=table), ["a", "b"], {})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "50.0" in text and not [b for b in parsed(text).iter("button") if b.get("data-picture")]
 
 
 def test_pictures_are_of_the_first_video_that_decodes(tmp_path):

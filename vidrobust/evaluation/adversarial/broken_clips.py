@@ -101,7 +101,7 @@ def save_broken_clips(
         labels = _labels(folder, clip.kind, mine) | {path: clip.content["label"]}
         kept = _first_of_classes(labels, most)
         if path in kept:
-            content = clip.content | _confidence_by_frame(clip)
+            content = clip.content | _confidence_by_frame(clip) | _after_rounding(clip)
             with replacing(path) as file:
                 np.savez_compressed(file, **content)
         _delete_others(labels, kept)
@@ -178,3 +178,15 @@ def _confidence_by_frame(clip: BrokenClip) -> dict[str, np.ndarray]:
                 by_frame.append(logits.softmax(1)[0, classes].cpu().numpy())
             answers[f"{name}_by_frame"] = np.stack(by_frame)
     return answers
+
+
+@torch.no_grad()
+def _after_rounding(clip: BrokenClip) -> dict[str, int]:
+    """Return {"rounded_pred"}: the class of the adversarial clip as 8-bit pixels.
+
+    Pages show these pixels.
+    """
+    x = torch.from_numpy(clip.content["adversarial"])[None]
+    with torch.random.fork_rng([clip.device] if clip.device.type == "cuda" else []):
+        logits = clip.predict(((255 * x).round() / 255).to(clip.device))
+    return {"rounded_pred": int(logits.argmax(1))}

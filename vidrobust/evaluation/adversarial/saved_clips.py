@@ -304,8 +304,10 @@ def _readme(threat: str, save: str, protocol: Mapping[str, Any]) -> str:
     return f"""\
 # Adversarial clips under {threat}
 
-Clips {_SAVED[save]}, numbered as in `clips.jsonl`: `.mkv` (FFV1) or `.png` files of the clip
-rounded to 8 bits, and `.npz` files of the floats that the attack returned.
+Clips {_SAVED[save]}, numbered as in `clips.jsonl`: `.npz` files of the floats that the attack
+returned, and `.mkv` (FFV1) or `.png` files of 8-bit pixels. The latter are the adversarial clip
+that is worst after rounding, which need not be the same one. A clip that a smaller budget of this
+kind of threat broke keeps that smaller change.
 
 {how}
 

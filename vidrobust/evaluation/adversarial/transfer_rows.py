@@ -244,7 +244,8 @@ class Outcome:
         n: number of videos.
         acc: fraction of the adversarial clips that the model classifies rightly.
         ci95: its 95 % interval (Wilson).
-        clean_right: number of clean clips that the model classifies rightly.
+        clean_right: number of attacked videos whose clean clip the model classifies rightly. A
+            video is attacked if the attacked model classifies its clean clip rightly.
         success: fraction of these whose adversarial clip it classifies wrongly; None if there are
             none.
         success_ci95: its interval.
@@ -278,7 +279,7 @@ def outcome_of(right: Sequence[bool], clean_right: Sequence[bool]) -> Outcome:
 
     Args:
         right: is the adversarial clip of each video classified rightly?
-        clean_right: is its clean clip?
+        clean_right: was the video attacked, and is its clean clip classified rightly?
     """
     n, kept, clean = len(right), sum(right), sum(clean_right)
     broken = sum(was and not still for was, still in zip(clean_right, right, strict=True))
@@ -373,8 +374,12 @@ def transfer_of(source: TransferSource, threat: str, rows: Sequence[TransferRow]
         threat: name of the threat.
         rows: of this source and threat.
     """
+    # the clip of a video that the attacked model gets wrong is clean, and no attack failed on it
+    saved = source.rows[threat]
+    attacked = [saved[row.index]["clean_pred"] == row.label for row in rows]
     outcome = outcome_of(
-        [row.pred == row.label for row in rows], [row.clean_pred == row.label for row in rows]
+        [row.pred == row.label for row in rows],
+        [each and row.clean_pred == row.label for each, row in zip(attacked, rows, strict=True)],
     )
     return Transfer(
         **asdict(outcome),

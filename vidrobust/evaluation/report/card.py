@@ -35,7 +35,7 @@ from vidrobust.utils.typed_json import from_json
 
 FILE = "card.json"
 _NO_DATA = "none"  # value of eval.card.additional_data
-_SKIPPED = "checks left out clips"  # beginning of a line of checks.json that is no doubt
+SKIPPED = "checks left out clips"  # beginning of a line of checks.json that is no doubt
 
 
 @dataclass(frozen=True)
@@ -444,7 +444,7 @@ def _checks(out: Path, summary: Summary, options: Mapping[str, str]) -> Checks |
         clips = None if asked is None else int(asked)
     if lines is None:
         return Checks(0, []) if clips == 0 else None
-    return Checks(clips, [line for line in lines if not line.startswith(_SKIPPED)])
+    return Checks(clips, [line for line in lines if not line.startswith(SKIPPED)])
 
 
 def _architecture(summary: Summary, options: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Accuracy by class, and which class is taken for which, before and under an attack."""
+"""Accuracy by class, and which class is predicted for which, before and under an attack."""
 
 from collections import Counter
 from collections.abc import Sequence

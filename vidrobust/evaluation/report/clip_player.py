@@ -16,6 +16,8 @@ from vidrobust.evaluation.report.page import data_uri
 _FPS = 8.0  # where the rate of a clip is not known
 _MOST = 64  # frames of a clip that are shown
 _FEWEST = 4  # frames that a clip keeps when it must be shortened
+_MARKUP_BYTES = 2_500  # of a clip in the page, besides its pictures and strips
+_STRIP_BYTES = 100  # of a cell of a strip
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class ShownClip:
         true: name of its class.
         clean: name of the class that is predicted without an attack.
         taken: name of the class that is predicted for the adversarial clip.
+        rounded: the same after rounding to 8 bits; "" in files of earlier revisions.
         frames: numbers of the frames that are shown.
         total: number of frames of the clip.
         width: of a frame, in pixels.
@@ -49,6 +52,7 @@ class ShownClip:
     true: str
     clean: str
     taken: str
+    rounded: str
     frames: list[int]
     total: int
     width: int
@@ -62,7 +66,14 @@ class ShownClip:
 
     @property
     def size(self) -> int:
-        """Bytes in the page."""
+        """Bytes in the page, about."""
+        names = 20 * max(len(self.uid), len(self.true), len(self.taken))
+        strips = 4 * _STRIP_BYTES * len(self.strip)
+        return self.pictures + _MARKUP_BYTES + names + strips
+
+    @property
+    def pictures(self) -> int:
+        """Bytes of both sprites."""
         return len(self.original) + len(self.adversarial)
 
 
@@ -103,7 +114,7 @@ def _shown(path: Path, classes: Sequence[str], most: int) -> ShownClip | None:
     Args:
         path: of the .npz file.
         classes: names of the classes.
-        most: bytes of its sprites.
+        most: bytes in the page.
     """
     with np.load(path) as saved:
         content = dict(saved)
@@ -114,14 +125,15 @@ def _shown(path: Path, classes: Sequence[str], most: int) -> ShownClip | None:
     total = len(clip)
     # the size of one frame says about how many fit: encoding all of a large clip takes seconds
     middle = np.array([total // 2])
-    one = _with_frames(content, classes, clip, twin, middle).size
-    count = min(total, _MOST, int(most / one))
+    one = _with_frames(content, classes, clip, twin, middle)
+    room = most - (one.size - one.pictures)  # without text and strips, which all frames share
+    count = min(total, _MOST, int(room / one.pictures))
     while count >= min(_FEWEST, total):
         frames = np.linspace(0, total - 1, count).round().astype(int)
         shown = _with_frames(content, classes, clip, twin, frames)
         if shown.size <= most:
             return shown
-        count = min(count - 1, int(count * most / shown.size))
+        count = min(count - 1, int(count * room / shown.pictures))
     return None
 
 
@@ -152,6 +164,9 @@ def _with_frames(
         true=class_name(classes, int(content["label"])),
         clean=class_name(classes, int(content["clean_pred"])),
         taken=class_name(classes, int(content["adv_pred"])),
+        rounded=(
+            class_name(classes, int(content["rounded_pred"])) if "rounded_pred" in content else ""
+        ),
         frames=frames.tolist(),
         total=total,
         width=width,

@@ -14,12 +14,13 @@ from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import carry_breaks, timings
 from vidrobust.evaluation.adversarial.suites import families
 from vidrobust.evaluation.report.baseline import Baseline
+from vidrobust.evaluation.report.card import SKIPPED
 from vidrobust.evaluation.report.class_sections import ClassSection, class_section
 from vidrobust.evaluation.report.clip_player import ShownClip, shown_clips
 from vidrobust.evaluation.report.corruption_viewer import corruption_viewer
 from vidrobust.evaluation.report.fingerprint_charts import fingerprints
 from vidrobust.evaluation.report.methods_text import Effort, bibtex, methods_text, used
-from vidrobust.evaluation.report.page import html_of, render, write_page
+from vidrobust.evaluation.report.page import LARGEST, html_of, render, write_page
 from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_chart
 from vidrobust.evaluation.report.verdict import verdict, worst
 from vidrobust.evaluation.results import rank_files
@@ -54,36 +55,41 @@ def write_html(
     names = used(summary)
     sentence = verdict(summary, _kind(out))
     paths = sorted((out / "clips").glob("*.npz"))
-    clips = _clips(paths, summary, classes)
-    text = render(
-        "report.html",
-        title=f"{summary.dataset}: {sentence}",
-        heading=_heading(summary),
-        verdict=sentence,
-        warnings=summary.warnings,
-        facts=_facts(out, summary),
-        chance=summary.chance,
-        charts=_charts(summary, baseline),
-        baseline=baseline,
-        clips=clips,
-        clips_kept=len(paths),
-        pairs={(clip.true, clip.taken) for clip in clips},
-        fingerprints=fingerprints(summary.curve, rows),
-        corruptions=corruption_viewer(out, summary, classes, _PICTURES),
-        classes=_classes(out, summary, rows, classes, largest),
-        sections={name: html_of(lines, out) for name, lines in sections.items() if lines},
-        methods=methods_text(summary, _effort(out)),
-        bibtex=bibtex(names),
-        environment=read_environment(out),
-    )
+    values = {
+        "title": f"{summary.dataset}: {sentence}",
+        "heading": _heading(summary),
+        "verdict": sentence,
+        "warnings": summary.warnings,
+        "facts": _facts(out, summary),
+        "chance": summary.chance,
+        "charts": _charts(summary, baseline),
+        "baseline": baseline,
+        "clips_kept": len(paths),
+        "fingerprints": fingerprints(summary.curve, rows),
+        "corruptions": corruption_viewer(out, summary, classes, _PICTURES),
+        "classes": _classes(out, summary, rows, classes, largest),
+        "sections": {name: html_of(lines, out) for name, lines in sections.items() if lines},
+        "methods": methods_text(summary, _effort(out)),
+        "bibtex": bibtex(names),
+        "environment": read_environment(out),
+    }
+    # what a clip takes besides its pictures is only known once the page is written
+    for most in (_CLIPS, _CLIPS // 2, _CLIPS // 4, 0):
+        clips = _clips(paths, summary, classes, most)
+        pairs = {(clip.true, clip.taken) for clip in clips}
+        text = render("report.html", clips=clips, pairs=pairs, **values)
+        if len(text.encode()) <= LARGEST:
+            break
     write_page(out / "report.html", text)
 
 
-def _clips(paths: Sequence[Path], summary: Summary, classes: Sequence[str]) -> list[ShownClip]:
-    """Return the clips to show, in the order of the threats."""
+def _clips(
+    paths: Sequence[Path], summary: Summary, classes: Sequence[str], most: int
+) -> list[ShownClip]:
+    """Return the clips to show, in at most so many bytes, in the order of the threats."""
     place = {threat: number for number, threat in enumerate(summary.threats)}
     kinds = list(dict.fromkeys(file_part(point.kind) for point in summary.curve))
-    clips = shown_clips(paths, classes, kinds, _CLIPS)
+    clips = shown_clips(paths, classes, kinds, most) if most else []
     return sorted(clips, key=lambda clip: place.get(clip.threat, len(place)))
 
 
@@ -138,7 +144,8 @@ def _facts(out: Path, summary: Summary) -> list[tuple[str, str]]:
 def _effort(out: Path) -> Effort:
     """Return what the attacks cost, from the files of an evaluation."""
     path = out / "checks.json"
-    doubts = json.loads(path.read_bytes()) if path.is_file() else []
+    lines = json.loads(path.read_bytes()) if path.is_file() else []
+    doubts = [line for line in lines if not str(line).startswith(SKIPPED)]
     seconds = sum(sum(attacks.values()) for attacks in timings(out).values())
     return Effort(len(doubts), seconds)
 

@@ -58,6 +58,7 @@ def used(summary: Summary) -> set[str]:
     if summary.curve:
         names |= {f"attack:{name}" for name in summary.attacks}
         names |= {f"norm:{point.norm}" for point in summary.curve}
+        names |= {f"support:{point.support}" for point in summary.curve}
         suite = (summary.suite or "").partition(",")[0]
         names |= {f"suite:{suite}"} if SUITES.get(suite, suite) != suite else set()
         names |= {"measure:checks"} if summary.checks else set()
@@ -172,7 +173,7 @@ def _attacks(summary: Summary, names: set[str], effort: Effort) -> str:
     )
     seconds = f", {effort.seconds:.0f} s" if effort.seconds >= 1 else ""
     suite = latex_escape(summary.suite or "")
-    threats = latex_escape(", ".join(summary.threats)) + cited(names, "norm:")
+    threats = latex_escape(", ".join(summary.threats)) + cited(names, "norm:", "support:")
     return (
         f"We attack {target} of {summary.n} videos with {suite}{attacks}"
         f" under the threats {threats}, with pixel values in [0, 1]. A video counts as robust if it"

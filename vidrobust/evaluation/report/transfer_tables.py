@@ -9,6 +9,9 @@ from vidrobust.evaluation.report.tables import escape, table
 from vidrobust.evaluation.transfer_matrix import MatrixCell, ThreatMatrix, TransferMatrix
 from vidrobust.utils.readable import percent, with_interval
 
+_SMALLER = (
+    "A clip that a smaller budget of the same kind of threat broke keeps that smaller change."
+)
 _CSV = (
     *("threat", "attacked", "measured", "n", "accuracy", "accuracy_low", "accuracy_high"),
     *("clean_right", "success", "success_low", "success_high"),
@@ -36,8 +39,9 @@ def transfer_lines(transfer: Sequence[Transfer]) -> list[str]:
         "",
         (
             "Accuracy of this model on clips that attacks on other models made. Attack success: of"
-            " the clips that this model classifies rightly without an attack, the fraction whose"
-            " adversarial clip it classifies wrongly; `of` is their number. 95 % intervals"
+            " the videos that both models classify rightly without an attack, the fraction whose"
+            " adversarial clip this model classifies wrongly; `of` is their number. Other videos"
+            f" are not attacked, and their clip is the clean one. {_SMALLER} 95 % intervals"
             " (Wilson)."
         ),
         "",
@@ -55,8 +59,9 @@ def in_short(matrix: TransferMatrix) -> str:
     if not own or not others:
         return f"No clean clip is classified rightly, so that no attack under {last.threat} counts."
     return (
-        f"Under {last.threat} attacks on the model itself succeed on {_mean(own)} of the clips that"
-        f" it classifies rightly, attacks on another model on {_mean(others)}, on average."
+        f"Under {last.threat} attacks on the model itself succeed on {_mean(own)} of the videos"
+        " that it classifies rightly, attacks on another model on"
+        f" {_mean(others)} of those that both classify rightly, on average."
     )
 
 
@@ -75,7 +80,7 @@ def matrix_lines(matrix: TransferMatrix) -> list[str]:
         (
             f"{matrix.n} videos, {escape(matrix.suite)}. A row is the model that was attacked, a"
             " column the model that is measured on its adversarial clips. The diagonal is each"
-            " model under its own attack. 95 % intervals (Wilson)."
+            f" model under its own attack. {_SMALLER} 95 % intervals (Wilson)."
         ),
         "",
         *table(
@@ -112,8 +117,9 @@ def _threat_lines(matrix: ThreatMatrix, names: Sequence[str]) -> list[str]:
         *table(titles, *accuracy),
         "",
         (
-            "Attack success: of the clips that the measured model classifies rightly without an"
-            " attack, the fraction whose adversarial clip it classifies wrongly."
+            "Attack success: of the videos that both models classify rightly without an attack,"
+            " the fraction whose adversarial clip the measured model classifies wrongly. Other"
+            " videos are not attacked."
         ),
         "",
         *table(titles, *success),
