@@ -185,7 +185,7 @@ def test_broken_test_files_are_failed_rows_and_reported_at_the_end(place, tmp_pa
         and "v_Beta_g05_c01.avi: the file is empty" in line
     )
     assert (out / "report.md").is_file() and "do not decode" in (out / "summary.json").read_text()
-    # what was asked for besides is done all the same
+    # what else was asked for is done all the same
     words = ["--checkpoint", place / "run", f"data.root={root}", "--output-dir", out]
     done = tool("test_net", *words, "--fail-under", "clean=100", cwd=tmp_path)
     assert done.returncode == 3 and "--fail-under: clean: " in done.stderr

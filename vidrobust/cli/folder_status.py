@@ -227,7 +227,12 @@ def _evaluation(folder: Path, files: set[str]) -> Status:
     status.done = sum(counts.values())
     rows = []
     for name in of_rows["results"]:
-        rows += _tail(folder / name, _ROWS_TAIL) or []
+        last = _tail(folder / name, _ROWS_TAIL)
+        if last is None:
+            status.state = DAMAGED
+            status.note = f"{name} holds no rows"
+            return status
+        rows += last
     status.numbers = _robust_so_far(rows)
     if status.pid is None:
         return status

@@ -94,7 +94,7 @@ def require_names(limits: Mapping[str, float], names: Collection[str], option: s
             has = ", ".join(names) or "none"
             raise UserError(
                 f"{option} {key}: this evaluation has no such accuracy; it has {has}; correct it,"
-                " or add the threat to eval.threats"
+                f" or {'set eval.corruption.names' if key == MPC else 'add it to eval.threats'}"
             )
 
 

@@ -1063,11 +1063,12 @@ def _require_head(run: _Evaluation, measured: MeasuredModel, head: Head | None) 
         head: its own classifier of the data set's classes, or None.
     """
     outputs = outputs_of(measured.model.head)
-    has = f"one of {outputs} classes" if outputs else "none"
+    has = f"one of {outputs} classes" if outputs else "no linear classifier at all"
     if run.cfg.eval.classifier == "head" and head is None:
         raise UserError(
             "eval.classifier=head: the model has no classifier of the data set's"
-            f" {len(run.classes)} classes, but {has}; use probe"
+            f" {len(run.classes)} classes, but {has}; use probe, and for saved adversarial clips"
+            " eval.transfer"
         )
     if not run.train and head is None:
         raise UserError(

@@ -33,7 +33,8 @@ def environment() -> dict[str, Any]:
         else None
     )
     return {
-        "command": shlex.join(sys.argv),
+        # the command that continues after an estimate is the same without it
+        "command": shlex.join(word for word in sys.argv if word != "--estimate"),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "revision": revision.stdout.strip() if revision else "",
         "vidrobust": __version__,

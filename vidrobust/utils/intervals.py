@@ -23,8 +23,8 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     z2 = z * z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # rounding may leave [0, 1] at hits = 0 and hits = n
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # rounding may leave [0, 1], or p, at hits = 0 and hits = n
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
 def mean_interval(

@@ -311,5 +311,6 @@ kind of threat broke keeps that smaller change.
 
 {how}
 
-`eval.transfer=[FOLDER]`, with the folder of the evaluation, measures another model on the floats.
+The model needs a classifier of its own. `eval.transfer=[FOLDER]`, with the folder of the
+evaluation, measures any other model on the floats, also by a linear probe.
 """

@@ -16,7 +16,7 @@ from vidrobust.evaluation.report.page import data_uri
 _FPS = 8.0  # where the rate of a clip is not known
 _MOST = 64  # frames of a clip that are shown
 _FEWEST = 4  # frames that a clip keeps when it must be shortened
-_MARKUP_BYTES = 2_500  # of a clip in the page, besides its pictures and strips
+_MARKUP_BYTES = 2_500  # of a clip in the page, without its pictures and strips
 _STRIP_BYTES = 100  # of a cell of a strip
 
 

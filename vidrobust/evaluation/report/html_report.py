@@ -73,7 +73,7 @@ def write_html(
         "bibtex": bibtex(names),
         "environment": read_environment(out),
     }
-    # what a clip takes besides its pictures is only known once the page is written
+    # how much text a clip takes is only known once the page is written
     for most in (_CLIPS, _CLIPS // 2, _CLIPS // 4, 0):
         clips = _clips(paths, summary, classes, most)
         pairs = {(clip.true, clip.taken) for clip in clips}
