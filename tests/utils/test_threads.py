@@ -1,0 +1,52 @@
+import os
+
+import pytest
+import torch
+
+from vidrobust.utils import threads
+from vidrobust.utils.threads import available_cores, use_threads
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 6),
+        ({"cpu.max": "max 100000"}, 6),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "900000 100000"}, 6),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu.max": "?"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 6),
+    ],
+)
+def test_cores_are_those_of_the_mask_and_of_the_quota(tmp_path, monkeypatch, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(3, 9)), raising=False)
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert available_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "ranks", "expected"),
+    [(2, 1, None, 1), (2, 0, None, 2), (2, 2, None, 1), (16, 2, None, 14), (16, 2, "4", 2)],
+)
+def test_a_core_is_left_to_each_loading_process(monkeypatch, cores, workers, ranks, expected):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(threads, "available_cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    use_threads(workers)
+    assert chosen == [expected]
+
+
+def test_the_users_number_of_threads_is_kept(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert use_threads(1) == torch.get_num_threads() and not chosen
