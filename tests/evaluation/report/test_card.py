@@ -168,6 +168,28 @@ def test_options_that_no_card_can_hold_are_refused(option, message):
         check_card_options(config.CardConfig(**option))
 
 
+def _test_sha(folder, *videos):
+    rows = [json.dumps({"uid": uid, "label": label}) + "\n" for uid, label in videos]
+    (folder / "predictions.jsonl").write_text("".join(rows))
+    return written(folder).hashes.test_videos
+
+
+def test_the_hash_of_test_videos_is_that_of_names_and_classes_in_any_order(tmp_path):
+    assert written(tmp_path).hashes.test_videos == ""
+    first = _test_sha(tmp_path, ("a", 0), ("b\udc80", 1))
+    assert len(first) == 16 and _test_sha(tmp_path, ("b\udc80", 1), ("a", 0)) == first
+    assert _test_sha(tmp_path, ("a", 1), ("b\udc80", 1)) != first
+    assert _test_sha(tmp_path, ("c", 0), ("b\udc80", 1)) != first
+
+
+def test_a_card_of_before_the_hash_of_test_videos_is_read(tmp_path):
+    written(tmp_path)
+    content = json.loads((tmp_path / "card.json").read_text())
+    del content["hashes"]["test_videos"]
+    (tmp_path / "card.json").write_text(json.dumps(content))
+    assert read_card(tmp_path / "card.json").hashes.test_videos == ""
+
+
 # --- Cards that do not validate ---
 
 

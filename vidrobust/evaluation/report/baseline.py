@@ -7,16 +7,13 @@ from pathlib import Path
 from vidrobust import config
 from vidrobust.evaluation.loading import build_lists
 from vidrobust.evaluation.report.card import input_of, options_of
-from vidrobust.evaluation.results import rank_files
+from vidrobust.evaluation.report.measured_videos import ALL, LISTS, videos_of
 from vidrobust.evaluation.summary import Summary, read_summary, split_of
 from vidrobust.models.inference import evenly
-from vidrobust.utils.atomic_files import read_rows
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import shown
 
 _FLAG = "--baseline"
-_ALL = "predictions"  # stem of the file with all test videos; the others have the attacked ones
-_LISTS = (_ALL, "results", "corruptions")
 # entries of `input_of` that say how clips are made of a video
 _CLIP = ("frames", "stride", "fps", "short_side", "resize", "size", "interpolation")
 
@@ -71,7 +68,7 @@ def check_baseline(folder: Path, cfg: config.Config) -> None:
     _, test, _ = build_lists(cfg.data, needs_train=False)
     videos = [(record.uid, record.label) for record in test]
     limited = [videos[index] for index in evenly(len(test), cfg.eval.limit)]
-    lists = {stem: sorted(set(limited)) for stem in _LISTS} | {_ALL: sorted(set(videos))}
+    lists = {stem: sorted(set(limited)) for stem in LISTS} | {ALL: sorted(set(videos))}
     data = (cfg.data.name, split_of(cfg.data), len(limited), cfg.eval.unit)
     _require_same(found, data, lists)
 
@@ -143,7 +140,7 @@ def _require_same(
         if their != our
     ]
     videos = _videos(found)
-    shared = [stem for stem in _LISTS if stem in videos and stem in lists]
+    shared = [stem for stem in LISTS if stem in videos and stem in lists]
     if shared and videos[shared[0]] != lists[shared[0]]:
         differ.insert(0, "test videos")
     if differ:
@@ -154,7 +151,7 @@ def _require_same(
     if not shared:
         raise UserError(
             f"{_FLAG} {found}: no list of test videos can be compared: the two evaluations need"
-            f" one of {', '.join(f'{stem}.jsonl' for stem in _LISTS)}, the same one; evaluate the"
+            f" one of {', '.join(f'{stem}.jsonl' for stem in LISTS)}, the same one; evaluate the"
             " one without it again"
         )
 
@@ -162,15 +159,10 @@ def _require_same(
 def _videos(folder: Path) -> dict[str, list[tuple[str, int]]]:
     """Return the test videos of an evaluation by the stem of the file that lists them.
 
-    Each list has name and class of its videos, sorted; files without rows are left out.
+    Files without rows are left out.
     """
-    lists = {}
-    for stem in _LISTS:
-        rows = [row for path in rank_files(folder, stem) for row in read_rows(path)]
-        # a video has a row per threat or corruption
-        if videos := {(row["uid"], row.get("label", -1)) for row in rows if "uid" in row}:
-            lists[stem] = sorted(videos)
-    return lists
+    lists = {stem: videos_of(folder, stem) for stem in LISTS}
+    return {stem: videos for stem, videos in lists.items() if videos}
 
 
 # --- What was measured otherwise ---

@@ -23,6 +23,7 @@ from vidrobust.attacks import ATTACKS, BLACK_BOX, parse_threat
 from vidrobust.evaluation.accuracy_limits import CLEAN, MPC, clean_accuracy, parse_percents
 from vidrobust.evaluation.adversarial.curve import curve_warnings
 from vidrobust.evaluation.adversarial.suites import SUITES
+from vidrobust.evaluation.report.measured_videos import sha_of_test_videos
 from vidrobust.evaluation.results import read_checks
 from vidrobust.evaluation.summary import Summary, learned_nothing
 from vidrobust.models.sources import is_spec
@@ -92,11 +93,19 @@ class Checks:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Step and hash of the weights, hashes of the options and of the lists of videos."""
+    """Step and hash of the weights, and hashes of what they were measured with.
+
+    Attributes:
+        checkpoint: step and hash of the weights.
+        config: hash of the options.
+        videos: of the lists of training and test videos, in order.
+        test_videos: of names and classes of the test videos; "": unknown.
+    """
 
     checkpoint: str
     config: str
     videos: str
+    test_videos: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +365,7 @@ def make_card(
     """Return the card of an evaluation.
 
     Args:
-        out: its folder, with identity.json, checks.json and environment.json.
+        out: its folder, with identity.json, checks.json, environment.json and predictions.jsonl.
         summary: what it measured.
         cfg: what is known of the model.
         earlier: card whose entries are kept where an option is empty.
@@ -385,7 +394,7 @@ def make_card(
         checks=checks,
         unreliable=bool(reasons),
         unreliable_reasons=reasons,
-        hashes=Hashes(summary.checkpoint, summary.config_sha, summary.manifest_sha),
+        hashes=_hashes(out, summary),
         vidrobust=str(made.get("vidrobust", "")),
         # the day alone: a call that was killed and repeated writes the same card
         date=str(made.get("date", ""))[:10],
@@ -455,6 +464,12 @@ def _same_as_summary(summary: Summary) -> dict[str, Any]:
     data = ("dataset", "split", "chance")
     protocol = ("classifier", "protocol", "labels", "branch", "views", "view_average", "unit")
     return {key: getattr(summary, key) for key in (*data, *protocol, "attacks")}
+
+
+def _hashes(out: Path, summary: Summary) -> Hashes:
+    """Return the hashes of weights, options and videos."""
+    names = (summary.checkpoint, summary.config_sha, summary.manifest_sha)
+    return Hashes(*names, sha_of_test_videos(out))
 
 
 def _cost(summary: Summary) -> dict[str, Any]:
