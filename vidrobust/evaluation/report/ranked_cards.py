@@ -38,8 +38,8 @@ class Entry:
     def group(self) -> tuple[str, ...]:
         """Return what two cards must have in common to be ranked together.
 
-        The name of a data set may be that of its format, such as "list". So chance and the hash of the
-        test videos count too.
+        The name of a data set may be that of its format, such as "list". So chance and the hash of
+        the test videos count too.
         """
         card = self.card
         attack = f"{card.unit}s attacked by {card.suite}" if card.suite else "no attack"
