@@ -248,9 +248,6 @@ def summary_of_data(
         classes: names of the classes.
     """
     data, e = cfg.data, cfg.eval
-    split = f"validation {data.validation:g}" if data.validation else "test"
-    if data.name in FOLDED:
-        split += f", fold {data.fold}"
     failures = (gallery.failed if gallery else []) + representation.asked.failed
     knn = None
     if gallery:
@@ -259,7 +256,7 @@ def summary_of_data(
     return Summary(
         n=n,
         dataset=data.name,
-        split=split,
+        split=split_of(data),
         unit=e.unit,
         branch=e.branch,
         views={
@@ -279,6 +276,12 @@ def summary_of_data(
         warnings=[],
         corruption=None,
     )
+
+
+def split_of(data: config.DataConfig) -> str:
+    """Return which videos of a data set are measured, such as "test, fold 1"."""
+    split = f"validation {data.validation:g}" if data.validation else "test"
+    return f"{split}, fold {data.fold}" if data.name in FOLDED else split
 
 
 def learned_nothing(accuracies: dict[str, Accuracy]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vidrobust.attacks import parse_threat
 from vidrobust.evaluation.report.card import (
     Card,
     Checks,
@@ -21,8 +22,9 @@ def card(
     **others: Any,
 ) -> Card:
     """Return a card with an accuracy under one threat, or under none."""
+    model = parse_threat(threat)
     under = [
-        RobustAccuracy(threat, "linf", "dense", 0.01, value, [0.0, 1.0], value, n)
+        RobustAccuracy(threat, model.norm, model.support, model.eps, value, [0.0, 1.0], value, n)
         for value in ([] if robust is None else [robust])
     ]
     values: dict[str, Any] = {

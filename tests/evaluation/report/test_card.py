@@ -155,6 +155,7 @@ def test_options_of_the_card_change_no_identity_and_no_hash():
     [
         ({"link": "javascript:alert(1)"}, "eval.card.link=javascript.*: must begin with https"),
         ({"link": "https://a b"}, "must begin with https"),
+        ({"link": "https://a.b\n"}, r"eval.card.link=https://a.b\\n: must begin with https"),
         ({"reported": ["linf-1/255=145"]}, "eval.card.reported: .*must be 0 to 100"),
         ({"reported": ["linf-1/255=nan"]}, "must be 0 to 100"),
         ({"reported": ["robust=45"]}, "write THREAT=PERCENT"),
@@ -167,6 +168,28 @@ def test_options_that_no_card_can_hold_are_refused(option, message):
         check_card_options(config.CardConfig(**option))
 
 
+def _test_sha(folder, *videos):
+    rows = [json.dumps({"uid": uid, "label": label}) + "\n" for uid, label in videos]
+    (folder / "predictions.jsonl").write_text("".join(rows))
+    return written(folder).hashes.test_videos
+
+
+def test_the_hash_of_test_videos_is_that_of_names_and_classes_in_any_order(tmp_path):
+    assert written(tmp_path).hashes.test_videos == ""
+    first = _test_sha(tmp_path, ("a", 0), ("b\udc80", 1))
+    assert len(first) == 16 and _test_sha(tmp_path, ("b\udc80", 1), ("a", 0)) == first
+    assert _test_sha(tmp_path, ("a", 1), ("b\udc80", 1)) != first
+    assert _test_sha(tmp_path, ("c", 0), ("b\udc80", 1)) != first
+
+
+def test_a_card_of_before_the_hash_of_test_videos_is_read(tmp_path):
+    written(tmp_path)
+    content = json.loads((tmp_path / "card.json").read_text())
+    del content["hashes"]["test_videos"]
+    (tmp_path / "card.json").write_text(json.dumps(content))
+    assert read_card(tmp_path / "card.json").hashes.test_videos == ""
+
+
 # --- Cards that do not validate ---
 
 
@@ -177,13 +200,42 @@ def _changed(**changes):
     return change
 
 
+def _robust(**changes):
+    def change(content):
+        content["robust"][0].update(changes)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (_changed(other=1), "'other' was unexpected"),
         (lambda content: content.pop("robust"), "'robust' is a required property"),
         (_changed(chance=1.5), "chance: 1.5 is greater than the maximum of 1"),
-        (_changed(chance=float("nan")), "NaN or infinite"),
+        (_changed(chance=float("nan")), "chance: .*NaN or infinite"),
+        (_changed(parameters=10**400), "parameters: 1000.*greater than the maximum"),
+        (_changed(number_forward_passes=10**400), "number_forward_passes: 1000"),
+        (_changed(gflops_per_view=10**400), "gflops_per_view: 1000"),
+        (_changed(input={"fps": 10**400}), "input.fps: 1000"),
+        (_changed(input={"mean": [10**400]}), r"input.mean\[0\]: 1000"),
+        (_changed(link="https://a.b\n"), "link: .*does not match"),
+        (_changed(views={"attack": "1x1\n"}), "views.attack: .*does not match"),
+        (_changed(name="a\ud800"), "name: .*half of a surrogate pair"),
+        (_changed(attacks=["pgd", "\udc80"]), r"attacks\[1\]: .*half of a surrogate pair"),
+        (_changed(reported={"linf-9": 0.5}), "reported.linf-9: linf-9: eps=9"),
+        (_robust(norm="l2"), r"robust\[0\].norm: l2 is not that of linf-1/255, linf"),
+        (_robust(support="tube"), r"robust\[0\].support: tube is not that of linf-1/255, dense"),
+        (_robust(eps=2 / 255), r"robust\[0\].eps: 0.00784314 is not that of linf-1/255"),
+        (_robust(threat="linf-0", eps=1e-12), r"robust\[0\].threat: linf-0 changes nothing"),
+        (_robust(accuracy=0.1), r"robust\[0\].accuracy: 0.1 is outside of ci95, 0.2 to 0.7"),
+        (_robust(accuracy=0.8), r"robust\[0\].accuracy: 0.8 is outside of ci95"),
+        (_robust(ci95=[0.7, 0.2]), r"robust\[0\].ci95: 0.7 is above 0.2"),
+        (
+            lambda content: content["clean"].update(accuracy=0.1),
+            "clean.accuracy: 0.1 is outside of ci95",
+        ),
+        (lambda content: content["clean"].update(ci95=[1, 0]), "clean.ci95: 1 is above 0"),
         (_changed(chance=True), "chance: True is not"),
         (_changed(link="javascript:alert(1)"), "link: .*does not match"),
         (_changed(link="https://a.b\n<b>"), "link: .*does not match"),
@@ -196,7 +248,10 @@ def _changed(**changes):
         (_changed(reported={"<script>": 0.5}), "reported: "),
         (lambda content: content["robust"].append(content["robust"][0]), "is there twice"),
         (lambda content: content["robust"][0].update(threat="<b>"), r"robust\[0\].threat"),
-        (lambda content: content["robust"][0].update(threat="linf-9"), "robust: linf-9: eps=9"),
+        (
+            lambda content: content["robust"][0].update(threat="linf-9"),
+            r"robust\[0\].threat: linf-9: eps=9",
+        ),
         (
             lambda content: content["robust"][0].update(threat="linf-0.00392156862745098"),
             "write linf-1/255",
@@ -221,6 +276,11 @@ def test_a_file_that_is_no_object_is_refused(tmp_path, text):
     (tmp_path / "card.json").write_text(text)
     with pytest.raises(UserError, match=r"card\.json: "):
         read_card(tmp_path / "card.json")
+
+
+def test_bytes_of_names_that_are_no_text_are_escaped_in_a_card(tmp_path):
+    card = written(tmp_path, config.CardConfig(name="a\udc80"), checkpoint="x\udcff.pt, weights 1")
+    assert card.name == "a\\udc80" and card.architecture == "x\\udcff.pt"
 
 
 def test_a_card_is_not_written_over_one_that_does_not_validate(tmp_path):

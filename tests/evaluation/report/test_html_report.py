@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import tiny, tiny_ucf101
 from tests.pages import in_browser, needs_chromium, on_phone, outside, parsed
+from vidrobust import config
 from vidrobust.attacks import parse_threat
 from vidrobust.data import ClipSpec, Corrupted, Failure
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
@@ -26,16 +28,17 @@ from vidrobust.evaluation.adversarial.fingerprint import (
     fingerprint,
     read_map,
 )
+from vidrobust.evaluation.loading import build_lists
 from vidrobust.evaluation.natural.corrupted_pictures import save_pictures, shown_video
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
 from vidrobust.evaluation.report import html_report
-from vidrobust.evaluation.report.baseline import read_baseline
+from vidrobust.evaluation.report.baseline import Baseline, check_baseline, read_baseline
 from vidrobust.evaluation.report.clip_player import shown_clips
 from vidrobust.evaluation.report.fingerprint_charts import fingerprints
 from vidrobust.evaluation.report.html_report import write_html
 from vidrobust.evaluation.report.page import LARGEST
 from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_chart
-from vidrobust.evaluation.report.verdict import verdict
+from vidrobust.evaluation.report.verdict import in_words, verdict
 from vidrobust.evaluation.representation.knn_and_probe import Accuracy
 from vidrobust.evaluation.summary import Summary, write_summary
 from vidrobust.utils.errors import UserError
@@ -470,6 +473,24 @@ def test_the_verdict_says_the_numbers_in_words(changes, expected):
     assert verdict(_summary(["a", "b"], 40, **values | changes)).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("frames1-linf-1/255", "every pixel of 1 frame may move by 1/255"),
+        ("frames2-linf-1/255", "every pixel of 2 frames may move by 1/255"),
+        ("pixels1-linf-1", "1 pixel of every frame may move by any amount"),
+        ("border1-l2-0.5", "a border of 1 pixel may move, in all by 0.5 (L2)"),
+        ("patch1-linf-1", "a square of 1 pixel may be painted over"),
+        ("linf-1", "every pixel may move by any amount"),
+        ("linf-0.5", "every pixel may move by 128/255"),
+    ],
+)
+def test_a_threat_in_words_has_right_numbers(name, expected):
+    model = parse_threat(name)
+    rows = [replace(_rows(["a"], 1)[0], threat=name, eps=model.eps)]
+    assert in_words(robust_curve(rows, [model])[0]) == expected
+
+
 def test_no_two_lines_of_a_chart_look_alike():
     points = [Point(0, 1.0, 0.9, 1.0, "a"), Point(4, 0.5, 0.4, 0.6, "b")]
     lines = [Line(f"x{i}", points) for i in range(8)] + [Line("y", points, grey=True)] * 4
@@ -504,8 +525,11 @@ def test_a_baseline_of_the_same_videos_is_drawn_and_says_what_differs(tmp_path):
 @pytest.mark.parametrize(
     ("videos", "others", "message"),
     [
-        ([("v0", 0), ("w", 0)], {}, "other videos: test videos;"),
-        ([("v0", 0), ("v1", 0)], {"n": 1}, r"eval.limit \(1 videos, here 2\)"),
+        ([("v0", 0), ("w", 0)], {}, "other data: test videos;"),
+        ([("v0", 0), ("v1", 1)], {}, "other data: test videos;"),
+        ([("v0", 0), ("v1", 0)], {"dataset": "ucf101"}, r"data: data.name \(ucf101, here list\)"),
+        ([("v0", 0), ("v1", 0)], {"split": "test, fold 2"}, r"split \(test, fold 2, here test\)"),
+        ([("v0", 0), ("v1", 0)], {"n": 1}, r"eval.limit \(1, here 2\)"),
         ([("v0", 0), ("v1", 0)], {"unit": "video"}, r"eval.unit \(video, here clip\)"),
     ],
 )
@@ -516,6 +540,113 @@ def test_a_baseline_of_other_videos_is_refused(videos, others, message, tmp_path
         read_baseline(tmp_path / "two", tmp_path / "one/eval/pgd", ours)
     with pytest.raises(UserError, match="holds no finished evaluation"):
         read_baseline(tmp_path / "three", tmp_path / "one/eval/pgd", ours)
+
+
+def _attacked(folder, videos):
+    """Replace the list of all test videos of an evaluation by rows of its attacks."""
+    (folder / "predictions.jsonl").unlink()
+    rows = [{"uid": uid, "label": 0, "threat": name} for uid in videos for name in THREATS]
+    # a call on two ranks that was stopped before they were merged
+    for rank, part in (("", rows[:1]), (".rank1", rows[1:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (folder / f"results{rank}.jsonl").write_text(text)
+
+
+def test_attacked_videos_are_compared_where_no_file_lists_all(tmp_path):
+    videos = [("v0", 0), ("v1", 0)]
+    ours = _baseline(tmp_path / "one/eval/pgd", videos)
+    for name in ("same", "other"):
+        _baseline(tmp_path / name, videos)
+    for name, uids in (("one/eval/pgd", "ab"), ("same", "ab"), ("other", "ac")):
+        _attacked(tmp_path / name, uids)
+    assert read_baseline(tmp_path / "same", tmp_path / "one/eval/pgd", ours).differences == []
+    with pytest.raises(UserError, match="other data: test videos;"):
+        read_baseline(tmp_path / "other", tmp_path / "one/eval/pgd", ours)
+
+
+@pytest.mark.parametrize("whose", ["one", "two"])
+def test_a_baseline_whose_videos_are_unknown_is_refused(whose, tmp_path):
+    for name in ("one", "two"):
+        ours = _baseline(tmp_path / name, [("v0", 0), ("v1", 0)])
+    (tmp_path / whose / "predictions.jsonl").unlink()
+    with pytest.raises(UserError, match="no list of test videos can be compared") as error:
+        read_baseline(tmp_path / "two", tmp_path / "one", ours)
+    assert "\n" not in str(error.value)
+
+
+def _clips_by(folder, frames, stride="2", size="16"):
+    """Let an evaluation have made its clips by these options."""
+    options = {"data.frames": frames, "data.stride": stride, "data.size": size}
+    options |= {"data.short_side": "20", "data.fps": "0"}
+    (folder / "identity.json").write_text(json.dumps({"options": options}))
+
+
+def test_all_settings_of_a_baseline_that_differ_are_listed(tmp_path):
+    videos = [("v0", 0), ("v1", 0)]
+    ours = _baseline(tmp_path / "one", videos)
+    _baseline(
+        tmp_path / "two",
+        videos,
+        protocol="linear",
+        labels="10%",
+        classifier="kNN",
+        views={"attack": "1x1", "representation": "10x3"},
+        view_average="probabilities",
+    )
+    _clips_by(tmp_path / "one", "4")
+    _clips_by(tmp_path / "two", "8", "1", "24")
+    assert read_baseline(tmp_path / "two", tmp_path / "one", ours).differences == [
+        "classifier kNN",
+        "protocol linear",
+        "labels 10%",
+        "views 10x3",
+        "average of probabilities",
+        "frames 8",
+        "stride 1",
+        "size 24 x 24",
+    ]
+    (tmp_path / "two/identity.json").unlink()
+    differences = read_baseline(tmp_path / "two", tmp_path / "one", ours).differences
+    assert differences[-1] == "frames, stride and size unknown"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "sentence"),
+    [
+        ("linf-1/255", "l2-0.5", "The baseline two has no kind of threat in common."),
+        ("linf-1/255", "linf-0", "The baseline two has no attacks."),
+        ("linf-0", "linf-1/255", "there is nothing to compare the baseline two with."),
+        ("linf-1/255", "linf-2/255", "In grey: two, on the same videos."),
+    ],
+)
+def test_the_page_says_why_a_baseline_is_not_drawn(ours, theirs, sentence, tmp_path):
+    curves = []
+    for name in (ours, theirs):
+        rows = [replace(row, threat=name, eps=parse_threat(name).eps) for row in _rows(["a"], 1)]
+        curves.append(robust_curve(rows[:1], [parse_threat(name)]))
+    summary = _summary(["a"], 1, curve=curves[0], clean_acc=0.8, threats=[ours])
+    found = Baseline("two", replace(summary, curve=curves[1], threats=[theirs]), [])
+    write_html(tmp_path, summary, ["a"], {}, found)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert sentence in text
+    assert ("linf, two" in text) == ("In grey: two" in text) == (theirs == "linf-2/255")
+    parsed(text)
+
+
+def test_a_baseline_on_other_data_is_refused_before_anything_is_measured(tmp_path):
+    cfg = config.loads("", tiny(f"data.root={tiny_ucf101(tmp_path / 'data')}", "eval.limit=3"))
+    _, test, _ = build_lists(cfg.data)
+    videos = [(record.uid, record.label) for record in test]
+    same = {"dataset": "ucf101", "split": "test, fold 1"}
+    _baseline(tmp_path / "same", videos, n=3, **same)
+    check_baseline(tmp_path / "same", cfg)
+    _baseline(tmp_path / "list", videos, n=3)
+    with pytest.raises(UserError, match=r"data.name \(list, here ucf101\)"):
+        check_baseline(tmp_path / "list", cfg)
+    _baseline(tmp_path / "attacked", videos, n=3, **same)
+    _attacked(tmp_path / "attacked", ["x", "y", "z"])
+    with pytest.raises(UserError, match="other data: test videos;"):
+        check_baseline(tmp_path / "attacked", cfg)
 
 
 # --- In a browser ---

@@ -74,7 +74,8 @@ def test_reasons_for_doubt_are_in_text_and_on_hover(tmp_path, three):
 
 def test_groups_are_named_where_there_are_several(tmp_path, three):
     board, page = written(tmp_path, *three, card("other", 0.9, dataset="hmdb51"))
-    assert board.groups[0] == "hmdb51, test, fold 1, 20 videos, clips attacked by pgd-20x1"
+    data = "hmdb51, test, fold 1, 20 videos, chance 10 %"
+    assert board.groups[0] == f"{data}, clips attacked by pgd-20x1, unknown test videos"
     assert "Ranks are those within a group" in page
     assert [row["group"] for row in table_of(tmp_path)] == ["1", "2", "2", "2"]
     assert [row["rank"] for row in table_of(tmp_path)] == ["1", "1", "2", "-"]

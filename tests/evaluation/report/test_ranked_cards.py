@@ -50,7 +50,16 @@ def test_an_unreliable_card_keeps_its_rank():
 
 
 @pytest.mark.parametrize(
-    "other", [{"dataset": "z"}, {"split": "z"}, {"unit": "video"}, {"suite": "z"}, {"n": 9}]
+    "other",
+    [
+        {"dataset": "z"},
+        {"split": "z"},
+        {"unit": "video"},
+        {"suite": "z"},
+        {"n": 9},
+        {"chance": 1 / 3},
+        {"hashes": Hashes("", "", "v", "other test videos")},
+    ],
 )
 def test_cards_of_other_data_or_attacks_are_not_ranked_together(other):
     items = entries(card("a", 0.2), card("b", 0.9, **other), card("c", 0.1))
@@ -101,6 +110,9 @@ def test_what_differs_within_a_group_is_reported():
     assert doubts_of_groups(items) == ["the classifiers differ (kNN, own head)"]
     items = entries(card("a", 0.1), card("b", 0.1, hashes=Hashes("", "", "other")))
     assert "lists of videos differ" in doubts_of_groups(items)[0]
+    same = [card("ab"[i], 0.1, hashes=Hashes("", "", f"v{i}", "test")) for i in range(2)]
+    expected = "the test videos are the same, but not the lists of training videos"
+    assert doubts_of_groups(entries(*same)) == [expected]
     other = CorruptedAccuracy(0.1, ["fog"], [4])
     items = entries(card("a", 0.1, corrupted=FOG), card("b", 0.1, corrupted=other))
     assert doubts_of_groups(items) == ["the corruptions of mpc differ"]

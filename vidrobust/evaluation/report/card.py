@@ -23,6 +23,7 @@ from vidrobust.attacks import ATTACKS, BLACK_BOX, parse_threat
 from vidrobust.evaluation.accuracy_limits import CLEAN, MPC, clean_accuracy, parse_percents
 from vidrobust.evaluation.adversarial.curve import curve_warnings
 from vidrobust.evaluation.adversarial.suites import SUITES
+from vidrobust.evaluation.report.measured_videos import sha_of_test_videos
 from vidrobust.evaluation.results import read_checks
 from vidrobust.evaluation.summary import Summary, learned_nothing
 from vidrobust.models.sources import is_spec
@@ -35,6 +36,7 @@ from vidrobust.utils.typed_json import from_json
 
 FILE = "card.json"
 _NO_DATA = "none"  # value of eval.card.additional_data
+_ROUNDING = 1e-9  # of an accuracy and its interval
 SKIPPED = "checks left out clips"  # beginning of a line of checks.json that is no doubt
 
 
@@ -91,11 +93,19 @@ class Checks:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Step and hash of the weights, hashes of the options and of the lists of videos."""
+    """Step and hash of the weights, and hashes of what they were measured with.
+
+    Attributes:
+        checkpoint: step and hash of the weights.
+        config: hash of the options.
+        videos: of the lists of training and test videos, in order.
+        test_videos: of names and classes of the test videos; "": unknown.
+    """
 
     checkpoint: str
     config: str
     videos: str
+    test_videos: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +206,7 @@ def check_card_options(cfg: config.CardConfig) -> None:
     """
     parse_percents(cfg.reported, "eval.card.reported:")
     # a page of a leaderboard shows it as a link
-    if cfg.link and not re.match(r"https?://\S+$", cfg.link):
+    if cfg.link and not re.fullmatch(r"https?://\S+", cfg.link):
         raise UserError(f"eval.card.link={shown(cfg.link)}: must begin with https:// or http://")
 
 
@@ -226,7 +236,7 @@ def write_card(out: Path, summary: Summary, cfg: config.CardConfig) -> None:
     check_card_options(cfg)
     path = out / FILE
     card = make_card(out, summary, cfg, earlier_card(out))
-    text = json.dumps(asdict(card), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(_plain(asdict(card)), indent=2, allow_nan=False) + "\n"
     if problem := _problem(json.loads(text)):
         raise ValueError(f"{path}: {problem}")  # a fault of this package
     with replacing(path) as file:
@@ -258,26 +268,85 @@ def _problem(content: dict[str, Any]) -> str:
         return (
             f"{shown(place)}: {shown(error.message, 200)}" if place else shown(error.message, 200)
         )
-    names = [entry["threat"] for entry in content["robust"]]
-    for name in (*names, *(key for key in content["reported"] if key not in (CLEAN, MPC))):
+    places = _threats(content)
+    for place, name in places.items():
         try:
             written = str(parse_threat(name))
         except ValueError as reason:
-            return f"robust: {shown(name)}: {reason}"
+            return f"{place}: {shown(name)}: {reason}"
         if written != name:
-            return f"robust: write {written} for {shown(name)}"
+            return f"{place}: write {written} for {shown(name)}"
+    names = [entry["threat"] for entry in content["robust"]]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         return f"robust: {shown(twice)} is there twice"
-    # JSON has no NaN, but Python reads it, and no limit of the schema refuses it
-    return "" if _finite(content) else "holds a number that is NaN or infinite"
+    return _contradiction(content) or _unwritable(content)
 
 
-def _finite(value: Any) -> bool:
+def _threats(content: dict[str, Any]) -> dict[str, str]:
+    """Return the threats that a card names, by their place in it."""
+    robust = {f"robust[{n}].threat": each["threat"] for n, each in enumerate(content["robust"])}
+    reported = {f"reported.{key}": key for key in content["reported"] if key not in (CLEAN, MPC)}
+    return robust | reported
+
+
+def _contradiction(content: dict[str, Any]) -> str:
+    """Return which entries of a card contradict each other; "" for none."""
+    places = {f"robust[{n}]": entry for n, entry in enumerate(content["robust"])}
+    for place, entry in places.items():
+        threat = parse_threat(entry["threat"])
+        for key in ("norm", "support"):
+            if entry[key] != getattr(threat, key):
+                return (
+                    f"{place}.{key}: {entry[key]} is not that of {threat}, {getattr(threat, key)}"
+                )
+        if threat.eps == 0:
+            return f"{place}.threat: {threat} changes nothing; that accuracy is clean"
+        # a name has 12 digits
+        if not math.isclose(entry["eps"], threat.eps, rel_tol=1e-9):
+            return f"{place}.eps: {entry['eps']:g} is not that of {threat}, {threat.eps:g}"
+    for place, entry in (places | {"clean": content["clean"] or {}}).items():
+        low, high = entry.get("ci95", (0, 1))
+        if low > high:
+            return f"{place}.ci95: {low:g} is above {high:g}"
+        if not low - _ROUNDING <= entry.get("accuracy", low) <= high + _ROUNDING:
+            return (
+                f"{place}.accuracy: {entry['accuracy']:g} is outside of ci95, {low:g} to {high:g}"
+            )
+    return ""
+
+
+def _unwritable(value: Any, place: str = "") -> str:
+    """Return which value of a card no file of JSON can hold, and why; "" for none.
+
+    Python reads NaN, infinity and halves of surrogate pairs, and no limit of the schema refuses
+    them.
+
+    Args:
+        value: the card, or a part of it.
+        place: of the part.
+    """
     if isinstance(value, dict):
-        return all(map(_finite, value.values()))
+        parts = [(f"{place}.{key}" if place else key, part) for key, part in value.items()]
+    elif isinstance(value, list):
+        parts = [(f"{place}[{number}]", part) for number, part in enumerate(value)]
+    else:
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{place}: holds a number that is NaN or infinite"
+        if value != _plain(value):
+            return f"{place}: {shown(value)} holds half of a surrogate pair"
+        return ""
+    return next(filter(None, (_unwritable(part, name) for name, part in parts)), "")
+
+
+def _plain(value: Any) -> Any:
+    """Return the contents of a card with bytes that are not text, as of file names, escaped."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list):
-        return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+        return [_plain(part) for part in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 @cache
@@ -296,7 +365,7 @@ def make_card(
     """Return the card of an evaluation.
 
     Args:
-        out: its folder, with identity.json, checks.json and environment.json.
+        out: its folder, with identity.json, checks.json, environment.json and predictions.jsonl.
         summary: what it measured.
         cfg: what is known of the model.
         earlier: card whose entries are kept where an option is empty.
@@ -304,51 +373,47 @@ def make_card(
     Raises:
         UserError: for an identity.json or environment.json that is damaged.
     """
-    identity = out / "identity.json"
-    remedy = "delete it; the card then leaves it out"
-    options = read_json(identity, remedy).get("options") if identity.is_file() else None
-    options = options if isinstance(options, dict) else {}
+    options = options_of(out)
     made = read_environment(out)
-    clean = clean_accuracy(summary)
     checks = _checks(out, summary, options)
     effort = _effort(summary.suite)
     reasons = unreliable_reasons(summary, checks, effort)
-    flops = summary.model.flops_per_clip if summary.model else None
-    gflops = None if flops is None else flops / 1e9
-    passes = _number_of(summary.views.get("attack", "1x1")) * summary.eot
     return Card(
         **_described(cfg, earlier),
+        **_same_as_summary(summary),
+        **_cost(summary),
         architecture=_architecture(summary, options),
         training=_training(summary, options),
-        dataset=summary.dataset,
-        split=summary.split,
-        chance=summary.chance,
-        classifier=summary.classifier,
-        protocol=summary.protocol,
-        labels=summary.labels,
-        branch=summary.branch,
-        input=_input(summary, options),
-        views=summary.views,
-        view_average=summary.view_average,
-        unit=summary.unit,
+        input=input_of(summary, options),
         number_forward_passes=summary.eot,
-        clean=_clean(*clean) if clean else None,
+        clean=_clean(summary),
         robust=_robust(summary),
         corrupted=_corrupted(summary),
         suite=summary.suite or "",
-        attacks=summary.attacks,
         effort=effort,
         checks=checks,
         unreliable=bool(reasons),
         unreliable_reasons=reasons,
-        parameters=summary.model.parameters if summary.model else None,
-        gflops_per_view=gflops,
-        gflops_per_prediction=None if gflops is None else gflops * passes,
-        hashes=Hashes(summary.checkpoint, summary.config_sha, summary.manifest_sha),
+        hashes=_hashes(out, summary),
         vidrobust=str(made.get("vidrobust", "")),
         # the day alone: a call that was killed and repeated writes the same card
         date=str(made.get("date", ""))[:10],
     )
+
+
+def options_of(out: Path) -> dict[str, str]:
+    """Return the options of an evaluation, option -> value; empty for one of before identity.json.
+
+    Args:
+        out: its folder.
+
+    Raises:
+        UserError: for an identity.json that is damaged.
+    """
+    path = out / "identity.json"
+    remedy = "delete it; the card then leaves it out"
+    options = read_json(path, remedy).get("options") if path.is_file() else None
+    return options if isinstance(options, dict) else {}
 
 
 def unreliable_reasons(summary: Summary, checks: Checks | None, effort: float | None) -> list[str]:
@@ -394,8 +459,40 @@ def _described(cfg: config.CardConfig, earlier: Card | None) -> dict[str, Any]:
     return {"reported": {}} | described
 
 
-def _clean(accuracy: float, n: int) -> CleanAccuracy:
-    """Return an accuracy with its interval."""
+def _same_as_summary(summary: Summary) -> dict[str, Any]:
+    """Return the fields of a card that a summary has too."""
+    data = ("dataset", "split", "chance")
+    protocol = ("classifier", "protocol", "labels", "branch", "views", "view_average", "unit")
+    return {key: getattr(summary, key) for key in (*data, *protocol, "attacks")}
+
+
+def _hashes(out: Path, summary: Summary) -> Hashes:
+    """Return the hashes of weights, options and videos."""
+    names = (summary.checkpoint, summary.config_sha, summary.manifest_sha)
+    return Hashes(*names, sha_of_test_videos(out))
+
+
+def _cost(summary: Summary) -> dict[str, Any]:
+    """Return the fields of the size and the cost of a model; None where they are unknown."""
+    if summary.model is None:
+        keys = ("parameters", "gflops_per_view", "gflops_per_prediction")
+        return dict.fromkeys(keys)
+    flops = summary.model.flops_per_clip
+    gflops = None if flops is None else flops / 1e9
+    passes = _number_of(summary.views.get("attack", "1x1")) * summary.eot
+    return {
+        "parameters": summary.model.parameters,
+        "gflops_per_view": gflops,
+        "gflops_per_prediction": None if gflops is None else gflops * passes,
+    }
+
+
+def _clean(summary: Summary) -> CleanAccuracy | None:
+    """Return the accuracy without an attack, with its interval."""
+    clean = clean_accuracy(summary)
+    if clean is None:
+        return None
+    accuracy, n = clean
     return CleanAccuracy(accuracy, list(wilson(round(accuracy * n), n)), n)
 
 
@@ -466,7 +563,7 @@ def _training(summary: Summary, options: Mapping[str, str]) -> str:
     return method if adversary == "none" else f"{method} with {adversary}"
 
 
-def _input(summary: Summary, options: Mapping[str, str]) -> dict[str, Any]:
+def input_of(summary: Summary, options: Mapping[str, str]) -> dict[str, Any]:
     """Return how clips are made: the input card, or the options of a run of this package."""
     if summary.input:
         card = asdict(summary.input)

@@ -13,7 +13,7 @@ from vidrobust.evaluation.adversarial.broken_clips import file_part
 from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import carry_breaks, timings
 from vidrobust.evaluation.adversarial.suites import families
-from vidrobust.evaluation.report.baseline import Baseline
+from vidrobust.evaluation.report.baseline import Baseline, baseline_sentence
 from vidrobust.evaluation.report.card import SKIPPED
 from vidrobust.evaluation.report.class_sections import ClassSection, class_section
 from vidrobust.evaluation.report.clip_player import ShownClip, shown_clips
@@ -63,7 +63,7 @@ def write_html(
         "facts": _facts(out, summary),
         "chance": summary.chance,
         "charts": _charts(summary, baseline),
-        "baseline": baseline,
+        "of_baseline": baseline_sentence(summary, baseline) if baseline else "",
         "clips_kept": len(paths),
         "fingerprints": fingerprints(summary.curve, rows),
         "corruptions": corruption_viewer(out, summary, classes, _PICTURES),

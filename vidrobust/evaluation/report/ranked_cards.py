@@ -36,11 +36,18 @@ class Entry:
 
     @property
     def group(self) -> tuple[str, ...]:
-        """Return what two cards must have in common to be ranked together."""
+        """Return what two cards must have in common to be ranked together.
+
+        The name of a data set may be that of its format, such as "list". So chance and the hash of
+        the test videos count too.
+        """
         card = self.card
         attack = f"{card.unit}s attacked by {card.suite}" if card.suite else "no attack"
         n = card.clean.n if card.clean else 0
-        return card.dataset, card.split, f"{n} videos", attack
+        chance = f"chance {100 * card.chance:.4g} %"
+        sha = card.hashes.test_videos
+        videos = f"test videos {sha}" if sha else "unknown test videos"
+        return card.dataset, card.split, f"{n} videos", chance, attack, videos
 
 
 @dataclass(frozen=True)
@@ -210,8 +217,10 @@ def doubts_of_groups(entries: Sequence[Entry]) -> list[str]:
         where = f"group {number}: " if len(groups) > 1 else ""
         if len({card.hashes.videos for card in cards}) > 1:
             doubts.append(
-                f"{where}the lists of videos differ; those of training videos count too, so that"
-                " the test videos may be the same"
+                f"{where}the test videos are the same, but not the lists of training videos"
+                if cards[0].hashes.test_videos
+                else f"{where}the lists of videos differ; those of training videos count too, so"
+                " that the test videos may be the same"
             )
         corrupted = [card.corrupted for card in cards if card.corrupted]
         if len({(*each.corruptions, *each.severities) for each in corrupted}) > 1:

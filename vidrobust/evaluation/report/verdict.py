@@ -14,6 +14,13 @@ _SUBJECTS = {
     "border": "a border of {k} pixels",
     "pixels": "{k} pixels of every frame",
 }
+# The same for k = 1.
+_SINGLE = {
+    "frames": "every pixel of 1 frame",
+    "patch": "a square of 1 pixel",
+    "border": "a border of 1 pixel",
+    "pixels": "1 pixel of every frame",
+}
 
 
 def verdict(summary: Summary, kind: str = "videos") -> str:
@@ -63,9 +70,13 @@ def worst(curve: list[CurvePoint]) -> CurvePoint | None:
 def in_words(point: CurvePoint) -> str:
     """Return a threat in words, after "when"."""
     subject = _SUBJECTS[point.support].format(k=point.k)
+    if point.k == 1:
+        subject = _SINGLE[point.support]
     if point.norm == "linf":
         if point.support == "patch" and point.eps == 1:
             return f"{subject} may be painted over"
+        if point.eps == 1:
+            return f"{subject} may move by any amount"
         return f"{subject} may move by {255 * point.eps:.3g}/255"
     if point.norm == "l2":
         return f"{subject} may move, in all by {point.eps:.3g} (L2)"
