@@ -28,6 +28,7 @@ from vidrobust.evaluation.adversarial.fingerprint import (
     fingerprint,
     read_map,
 )
+from vidrobust.evaluation.adversarial.transfer_rows import Transfer
 from vidrobust.evaluation.loading import build_lists
 from vidrobust.evaluation.natural.corrupted_pictures import save_pictures, shown_video
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
@@ -36,6 +37,7 @@ from vidrobust.evaluation.report.baseline import Baseline, check_baseline, read_
 from vidrobust.evaluation.report.clip_player import shown_clips
 from vidrobust.evaluation.report.fingerprint_charts import fingerprints
 from vidrobust.evaluation.report.html_report import write_html
+from vidrobust.evaluation.report.markdown import _done
 from vidrobust.evaluation.report.page import LARGEST
 from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_chart
 from vidrobust.evaluation.report.verdict import in_words, verdict
@@ -300,6 +302,24 @@ def test_the_bibtex_of_the_page_is_what_latex_reads(tmp_path):
     # with its line ends, which hostile names may not have
     assert shown.text.startswith("@") and "\\n" not in shown.text
     assert shown.text.count("\n}\n\n@") >= 1 and shown.text.count("@") >= 2
+
+
+def test_an_evaluation_on_clips_of_others_says_what_it_found(tmp_path):
+    found = Transfer(
+        40, 0.25, [0.1, 0.4], 30, 0.5, [0.3, 0.7], "two/eval/x", "step 9", "linf-1/255"
+    )
+    summary = _summary(["a"], 9, transfer=[found])
+    write_html(tmp_path, summary, ["a"], {})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    # as many clips as the other model was attacked on, not the videos of this evaluation
+    assert "Of 40 adversarial clips of step 9 under linf-1/255, 25 % are classified right" in text
+    assert "; attacked" not in text
+    assert _done(summary) == "40 adversarial clips of other models"
+
+
+def test_the_line_of_random_weights_says_what_it_is_measured_on(tmp_path):
+    text = _page(tmp_path, ["a", "b"], n=10)
+    assert "linear probe on 10 videos with 3x1 views" in text
 
 
 def test_an_evaluation_without_attacks_has_a_page(tmp_path):

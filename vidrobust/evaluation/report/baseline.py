@@ -85,6 +85,8 @@ def read_baseline(folder: Path, out: Path, summary: Summary) -> Baseline:
         UserError: as `check_baseline`.
     """
     found = require_baseline(folder, out.name)
+    if found.resolve() == out.resolve():
+        raise UserError(f"{_FLAG} {folder}: is this evaluation itself; name another one")
     _require_same(found, _data(summary), _videos(out))
     other = read_summary(found / "summary.json")
     name = "/".join(found.resolve().parts[-3:])

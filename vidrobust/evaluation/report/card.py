@@ -260,14 +260,25 @@ def read_card(path: Path) -> Card:
     raise UserError(f"{path}: no valid card: {problem}; {remedy}")
 
 
+# Field -> what its text must be.
+_FORMS = {
+    "link": "must begin with https:// or http:// and have no spaces",
+    "threat": "must be a threat such as linf-1/255",
+    "reported": "must be a threat such as linf-1/255, or clean or mpc",
+    "attack": "must be clips x crops, such as 3x1",
+    "representation": "must be clips x crops, such as 3x1",
+}
+
+
 def _problem(content: dict[str, Any]) -> str:
     """Return why a card does not validate; "" if it does."""
     error = best_match(_validator().iter_errors(content))
     if error is not None:
         place = error.json_path.removeprefix("$").removeprefix(".")
-        return (
-            f"{shown(place)}: {shown(error.message, 200)}" if place else shown(error.message, 200)
-        )
+        reason = shown(error.message, 200)
+        if error.validator == "pattern":  # nobody wants to read a regular expression
+            reason = f"{shown(error.instance)} {_FORMS[place.rpartition('.')[2]]}"
+        return f"{shown(place)}: {reason}" if place else reason
     places = _threats(content)
     for place, name in places.items():
         try:

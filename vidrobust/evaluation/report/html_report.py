@@ -62,6 +62,7 @@ def write_html(
         "warnings": summary.warnings,
         "facts": _facts(out, summary),
         "chance": summary.chance,
+        "random_on": _random_on(summary),
         "charts": _charts(summary, baseline),
         "of_baseline": baseline_sentence(summary, baseline) if baseline else "",
         "clips_kept": len(paths),
@@ -114,6 +115,12 @@ def _kind(out: Path) -> str:
     return "images" if options.get("data.frames") == "1" else "videos"
 
 
+def _views(summary: Summary) -> str:
+    """Return the views of a video, clips x crops."""
+    views = summary.views["representation"]
+    return f"{views}; attacked {summary.views['attack']}" if summary.curve else views
+
+
 def _heading(summary: Summary) -> str:
     """Return what was measured, for the line above the verdict."""
     model = summary.classifier
@@ -126,7 +133,7 @@ def _facts(out: Path, summary: Summary) -> list[tuple[str, str]]:
     facts = [
         ("Data", f"{summary.dataset}, {summary.split}"),
         ("Videos", str(summary.n)),
-        ("Views", f"{summary.views['representation']}; attacked {summary.views['attack']}"),
+        ("Views", _views(summary)),
         ("Protocol", summary.protocol),
         ("Classifier", summary.classifier),
         ("Labels", summary.labels),
@@ -236,6 +243,12 @@ def _point(x: float, y: float, low: float, high: float, name: str) -> Point:
     """Return a point that says its numbers."""
     note = f"{name}: {with_interval(y, [low, high])}"
     return Point(x, y, low, high, note)
+
+
+def _random_on(summary: Summary) -> tuple[int, str] | None:
+    """Return on how many videos, and views of each, random weights are measured, or None."""
+    random = summary.representation.get("random_probe")
+    return None if random is None else (random.n, summary.views["representation"])
 
 
 def _random_weights(summary: Summary, largest: float) -> list[Line]:

@@ -174,9 +174,12 @@ def _done(summary: Summary) -> str:
         "corrupted": summary.corruption,
         "shown without cues": summary.bias,
         "compared with another data set": summary.shift or summary.open_set,
-        "attacked through other models": summary.transfer,
     }
     names = " and ".join(name for name, result in done.items() if result)
+    if summary.transfer:
+        # as many as others have attacked, and not those of eval.limit
+        others = f"{summary.transfer[0].n} adversarial clips of other models"
+        return f"{summary.n} videos {names}, {others}" if names else others
     if not summary.retrieval:
         return f"{summary.n} videos {names}".rstrip()
     # all test videos are queries, and not only those of eval.limit

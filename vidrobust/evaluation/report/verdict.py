@@ -35,6 +35,8 @@ def verdict(summary: Summary, kind: str = "videos") -> str:
         return f"On {summary.n} {kind} the mean average precision is {percent(mean, 0)}."
     if summary.retrieval:
         return _of_retrieval(summary, kind)
+    if summary.transfer and not summary.curve:
+        return _of_transfer(summary)
     if summary.clean_acc is None:
         best = classifier_accuracy(summary)
         return f"Of {best[1]} {kind}, {percent(best[0], 0)} are classified rightly."
@@ -90,6 +92,15 @@ def classifier_accuracy(summary: Summary) -> tuple[float, int]:
     key = classifier_key(summary.classifier)
     accuracy = summary.representation.get(key) or next(iter(summary.representation.values()))
     return accuracy.acc, accuracy.n
+
+
+def _of_transfer(summary: Summary) -> str:
+    """Return the sentence of an evaluation on adversarial clips of others: the last of them."""
+    last = summary.transfer[-1]
+    return (
+        f"Of {last.n} adversarial clips of {last.checkpoint or last.source} under {last.threat},"
+        f" {percent(last.acc, 0)} are classified rightly."
+    )
 
 
 def _of_retrieval(summary: Summary, kind: str) -> str:
