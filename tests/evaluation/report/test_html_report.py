@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import tiny, tiny_ucf101
+from tests.helpers import REPO, tiny, tiny_ucf101
 from tests.pages import in_browser, needs_chromium, on_phone, outside, parsed
 from vidrobust import config
 from vidrobust.attacks import parse_threat
@@ -744,3 +744,16 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(tmp_path):
         tmp_path,
     )
     assert answer == {"wide": [], "fits": True}
+
+
+def test_the_example_in_the_docs_is_what_this_revision_writes():
+    path = REPO / "docs/examples/demo_report.html"
+    text = path.read_text(encoding="utf-8")
+    tree = parsed(text)
+    assert path.stat().st_size < 3_000_000 and outside(text) == []
+    bibtex = next(each for each in tree.iter("pre") if each.get("id") == "bibtex")
+    assert bibtex.text.count("\n}") > 5 and "\\n" not in bibtex.text
+    # its style and script are those of the templates
+    templates = REPO / "vidrobust/evaluation/report/templates"
+    for name in ("page.css", "tables.js", "report.js"):
+        assert (templates / name).read_text(encoding="utf-8").strip() in text, name

@@ -26,6 +26,7 @@ from vidrobust.evaluation.adversarial.attack_row import AttackRow
 from vidrobust.evaluation.adversarial.attack_settings import AttackSettings
 from vidrobust.evaluation.adversarial.targets import Unit
 from vidrobust.utils.atomic_files import replacing
+from vidrobust.utils.logging import log
 from vidrobust.utils.text import visible
 
 FOLDER = "adversarial"  # in the folder of an evaluation
@@ -196,6 +197,7 @@ def finish_saving(
     saved = {"save": attack.save, "threats": [str(threat) for threat in attack.ordered], **about}
     with replacing(out / FOLDER / "saved.json") as file:
         file.write((json.dumps(saved, indent=2) + "\n").encode())
+    log.info(f"adversarial clips {_SAVED[attack.save]}, and how to read them: {out / FOLDER}")
 
 
 def _carry_files(out: Path, smaller: str, before: AttackRow, row: AttackRow) -> None:

@@ -325,12 +325,7 @@ def evaluate_transfer(
         "transfer",
         {"model": {"name": settings.identity}, "sources": sources_sha(sources)},
     )
-    work = []
-    for source in sources:
-        # source frames of videos differ in size, so that each is a batch
-        step = settings.batch_size if source.protocol["unit"] == "clip" else 1
-        indices = source.indices
-        work += [(source, indices[i : i + step]) for i in range(0, len(indices), step)]
+    work = _batches(sources, settings.batch_size)
     keys = [
         [(index, source.condition(threat)) for index, threat in product(group, source.threats)]
         for source, group in work
@@ -350,6 +345,24 @@ def evaluate_transfer(
         for name, threat in product([source.name], source.threats)
     ]
     return results, model_faults(lines)
+
+
+def _batches(
+    sources: Sequence[TransferSource], batch_size: int
+) -> list[tuple[TransferSource, list[int]]]:
+    """Return the batches to measure: a source, and indices of some of its videos.
+
+    Args:
+        sources: the saved clips.
+        batch_size: clips of a batch.
+    """
+    work = []
+    for source in sources:
+        # source frames of videos differ in size, so that each is a batch
+        step = batch_size if source.protocol["unit"] == "clip" else 1
+        indices = source.indices
+        work += [(source, indices[i : i + step]) for i in range(0, len(indices), step)]
+    return work
 
 
 @contextmanager
