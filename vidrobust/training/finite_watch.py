@@ -133,7 +133,7 @@ class FiniteWatch:
         if self.output is not None:
             return
         outputs = list(_floats(output))
-        if all(bool(y.isfinite().all()) for y in outputs):
+        if all(_is_finite(y) for y in outputs):
             self._last_output = name
             for y in outputs:
                 if y.requires_grad:
@@ -165,7 +165,7 @@ class FiniteWatch:
         if self.output is not None or self.gradient is not None:
             return
         title = self._titled(name, self.method.get_submodule(name)) if name else "the loss"
-        if bool(gradient.isfinite().all()):
+        if _is_finite(gradient):
             self._last_gradient = title
             return
         details = [
@@ -177,27 +177,35 @@ class FiniteWatch:
 
     def _of_parameter(self, name: str, gradient: Tensor) -> None:
         bad = self.output is None and not self.parameter
-        if bad and not bool(gradient.isfinite().all()):
+        if bad and not _is_finite(gradient):
             self.parameter = name
 
 
 _NOT_FINITE = "not finite"
 
 
+@torch.no_grad()
 def described(x: Tensor) -> str:
     """Return shape, type and range of a tensor, and how many of its values are not finite."""
     shape = "x".join(str(size) for size in x.shape) or "scalar"
     kind = str(x.dtype).removeprefix("torch.")
-    finite = x.detach()[x.detach().isfinite()].float()
+    finite = x[x.isfinite()].float()
     values = f"{float(finite.min()):.4g} to {float(finite.max()):.4g}" if len(finite) else "none"
     bad = x.numel() - len(finite)
     if not bad:
         return f"{shape} {kind}, {values}"
-    nan = int(x.detach().isnan().sum())
+    nan = int(x.isnan().sum())
     return (
         f"{shape} {kind}, {bad:,} of {x.numel():,} values {_NOT_FINITE} ({nan:,} NaN), finite:"
         f" {values}"
     )
+
+
+# Without gradient: operations that save tensors for a backward pass would be counted by
+# `recompute.recomputed`, which demands as many when it computes a pass again.
+@torch.no_grad()
+def _is_finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
 
 
 def _floats(value: Any) -> Iterator[Tensor]:
