@@ -163,9 +163,9 @@ def _replayed(
     ]
     if finite:
         lines.append(_finite_line(run, row))
-    # where some ranks are not finite, theirs are the reports that tell why
-    tells = finite or not own_finite
-    reports = distributed.merged({distributed.rank(): _text(lines)} if tells else {})
+    # where some ranks are not finite, only their reports show why
+    reports_it = finite or not own_finite
+    reports = distributed.merged({distributed.rank(): _text(lines)} if reports_it else {})
     return Replayed(reports[min(reports)], finite)
 
 
