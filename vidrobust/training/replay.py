@@ -19,7 +19,7 @@ from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
 from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError
-from vidrobust.utils.logging import read_metrics
+from vidrobust.utils.logging import log, read_metrics
 from vidrobust.utils.text import visible
 
 
@@ -55,6 +55,8 @@ def replay(cfg: config.Config, folder: Path, state: Path | None) -> Replayed:
     compiled = cfg.train.compile
     # hooks do not see inside of compiled graphs
     run = build_run(replace(cfg, train=replace(cfg.train, compile=False)), folder, device, state)
+    for note in run.notes if run.main else []:
+        log.warning(note)  # among others, options that differ from the run's
     source = str(state or folder)
     if run.start >= run.total:
         raise UserError(f"{source}: the run was complete at step {run.total}; no step follows it")
