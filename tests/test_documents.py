@@ -74,10 +74,10 @@ def test_documented_commands_parse_and_name_real_options(command, tmp_path):
         words[0].removesuffix(".py"),
         [w.replace("configs/", f"{REPO}/configs/").strip('"') for w in words[1:] if w != "..."],
     )
-    if (
-        name in ("train_net", "prepare", "benchmark", "visualize", "study")
-        and "--checkpoint" not in args
-    ):
+    if name in ("train_net", "prepare", "benchmark", "visualize", "study") and not {
+        "--checkpoint",
+        "--replay",
+    } & set(args):
         done = tool(name, *args, "--dry-run", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     else:

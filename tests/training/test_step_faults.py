@@ -20,7 +20,7 @@ from torch import nn
 from tests.helpers import REPO, another_process, tiny, tool
 from vidrobust import checkpoint, config
 from vidrobust.methods import Method
-from vidrobust.training import loop
+from vidrobust.training import loop, step
 from vidrobust.training.loop import NonFinite, train
 from vidrobust.utils import atomic_files as files
 from vidrobust.utils.errors import UserError
@@ -295,7 +295,7 @@ def test_config_yaml_is_written_whole_or_not_at_all(ucf, tmp_path, monkeypatch):
 
 def _spoil_gradients(monkeypatch, kinds):
     """Make the weight gradients of layers of these kinds NaN, as a faulty kernel does."""
-    whole = loop._clip_gradients
+    whole = step.clip_gradients
 
     def clip(method, limit):
         for module in method.modules():
@@ -307,7 +307,7 @@ def _spoil_gradients(monkeypatch, kinds):
                 module.weight.grad[0] = float("nan")
         return whole(method, limit)
 
-    monkeypatch.setattr(loop, "_clip_gradients", clip)
+    monkeypatch.setattr(step, "clip_gradients", clip)
 
 
 def test_a_kernel_that_spoils_weight_gradients_under_bf16_is_named_with_the_remedy(

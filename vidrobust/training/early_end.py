@@ -1,5 +1,6 @@
 """End a run before its last step without losing any steps."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -125,15 +126,16 @@ def refuse_non_finite(
     last_good = checkpoint.newest_step(run.out / "checkpoints") or "none yet"
     raise NonFinite(
         f"{event} at step {step}; batch: {', '.join(batch.uids)}; last good checkpoint: "
-        f"{last_good}; {remedy}"
+        f"{last_good}; {remedy}; `train_net.py --replay {run.out}` names the module"
     )
 
 
 def _write_event(run: TrainingRun, step: int, event: str, batch: Batch) -> None:
     """Append a row to metrics.jsonl from which the step can be repeated.
 
-    A step is a function of this row and of the state before it: --resume repeats it. Every rank
-    writes a row, as every rank has its own batch.
+    A step is a function of the state before it and of the data: --resume repeats it, and --replay
+    runs it alone and compares its batch with this row. Every rank writes a row, as every rank has
+    its own batch.
     """
     before = run.out / "checkpoints" / f"step_{step:08d}.pt"
     if before.is_file():
@@ -149,10 +151,21 @@ def _write_event(run: TrainingRun, step: int, event: str, batch: Batch) -> None:
         "index": batch.index.tolist(),
         "seed": run.cfg.seed,
         "rank": distributed.rank(),
+        "clips_sha": clips_sha(batch),
+        "device": run.device.type,
+        "bf16": use_bf16(run.cfg.train.amp, run.device),
         "state_before": state_before,
     }
     with open(run.out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def clips_sha(batch: Batch) -> str:
+    """Return a hash of the pixels of a batch and of the random parameters of its views."""
+    digest = hashlib.sha256()
+    for tensor in (batch.clips, batch.draws, batch.numbers):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def broken_kernels(run: TrainingRun) -> list[str]:

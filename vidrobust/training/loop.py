@@ -1,42 +1,40 @@
 """The training loop."""
 
 import errno
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from vidrobust import checkpoint, config
 from vidrobust.checkpoint import NonFinite
-from vidrobust.data import Batch, TrainBatches, batch_loader, worker_deaths
+from vidrobust.data import Batch, batch_loader, worker_deaths
 from vidrobust.methods import skips_weights
 from vidrobust.models.complexity import model_complexity, parameters_text
-from vidrobust.training.data_warnings import (
-    UnusualVideos,
-    count_bad_videos,
-    warn_unchanged_negatives,
-)
+from vidrobust.training.data_warnings import UnusualVideos, count_bad_videos
 from vidrobust.training.early_end import Stopped, leave, refuse_non_finite, save_completed_steps
 from vidrobust.training.measured_accuracy import adapt_rate, measure_for_loss
-from vidrobust.training.optim import learning_rate, set_rate
 from vidrobust.training.pass_counter import PassCounter
 from vidrobust.training.progress import Progress
 from vidrobust.training.run_folder import open_output
 from vidrobust.training.setup import build_run
 from vidrobust.training.shown_clips import ShownClips
+from vidrobust.training.step import (
+    StepInputs,
+    begin_step,
+    gradients,
+    is_finite,
+    train_batches,
+)
 from vidrobust.training.step_guard import StepGuard
 from vidrobust.training.training_run import TrainingRun
 from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils import distributed
-from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 from vidrobust.utils.stopping import noted_stop_signals
 from vidrobust.utils.threads import use_threads
-from vidrobust.views import apply_draws, negatives, to_float
 
 __all__ = ["NonFinite", "Stopped", "train"]
 
@@ -143,7 +141,7 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
     unusual = UnusualVideos(run)
     with _progress_of(run) as progress, worker_deaths(run.dataset):
         shown = ShownClips(run, progress.metrics)
-        batches = iter(batch_loader(run.dataset, _sampler_of(run), cfg.data.workers))
+        batches = iter(batch_loader(run.dataset, train_batches(run), cfg.data.workers))
         for step in range(run.start, run.total):
             # 1. Data. All ranks leave together, before a step, so that no completed step is lost.
             batch, loader_error = _next_batch(batches, run)
@@ -158,21 +156,14 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
 
             # 2. Views. From here on, the guard can undo the step.
             measure_for_loss(run, step)
-            views, ids, labels = _to_device(batch, run.device)
             guard.begin()
-            views = _with_negatives(views, run, batch, warn=run.main and step == run.start)
-            if step % run.per_epoch == 0:
-                method.start_epoch()
+            inputs, rate = begin_step(run, step, batch)
 
             # 3. Update
-            rate = learning_rate(step, run.total, cfg.optim, cfg.method.head_first)
-            rate *= run.rate_factor
-            set_rate(run.optimizer, rate)
             passes.take()  # start counting anew
-            inputs = (views, ids, labels, step / run.total)
-            with shown.of_step(step, views):
+            with shown.of_step(step, inputs.views):
                 parts, norm = _update(run, guard, forward, inputs, batch)
-            progress.passed(len(ids), passes.take())
+            progress.passed(len(inputs.ids), passes.take())
             # the step is done when the rate and weights of the next one are decided
             measured = adapt_rate(run, step + 1)
             guard.end()
@@ -199,20 +190,6 @@ def _progress_of(run: TrainingRun) -> Progress:
     return Progress(run.out, run.start, run.total, run.per_epoch, every, run.device, run.main)
 
 
-def _sampler_of(run: TrainingRun) -> TrainBatches:
-    """Return the indices of the batches of this rank."""
-    cfg = run.cfg
-    return TrainBatches(
-        len(run.records),
-        cfg.train.batch_size,
-        cfg.seed,
-        run.start,
-        run.total,
-        distributed.rank(),
-        distributed.world(),
-    )
-
-
 def _next_batch(batches: Iterator[Batch], run: TrainingRun) -> tuple[Batch | None, str]:
     """Return the next batch, or None and the reason why the loader of this rank has ended."""
     try:
@@ -222,35 +199,11 @@ def _next_batch(batches: Iterator[Batch], run: TrainingRun) -> tuple[Batch | Non
         return None, str(error)
 
 
-def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return augmented views (B, V, C, T, H, W) in [0, 1], ids (B,) and labels (B,)."""
-    clips = to_float(batch.clips.to(device))
-    views = apply_draws(clips.flatten(0, 1), batch.draws.flatten(0, 1)).view(clips.shape)
-    return views, batch.index.to(device), batch.labels.to(device)
-
-
-def _with_negatives(views: Tensor, run: TrainingRun, batch: Batch, *, warn: bool) -> Tensor:
-    """Return the views, followed by non-semantic negatives of the first one.
-
-    Args:
-        views: (B, V, C, T, H, W) in [0, 1].
-        run: says which negatives.
-        batch: has their random numbers.
-        warn: of clips that are their own negatives.
-    """
-    if not run.negatives.names:
-        return views
-    more = negatives(views[:, 0], run.negatives, batch.numbers)
-    if warn:
-        warn_unchanged_negatives(views[:, :1], more)
-    return torch.cat([views, more], 1)
-
-
 def _update(
     run: TrainingRun,
     guard: StepGuard,
     forward: nn.Module,
-    inputs: tuple[Tensor, Tensor, Tensor, float],
+    inputs: StepInputs,
     batch: Batch,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Take the optimizer's steps of a batch.
@@ -259,7 +212,7 @@ def _update(
         run: the run, whose weights change.
         guard: knows how to undo them.
         forward: the method, under DistributedDataParallel where there are several ranks.
-        inputs: views (B, V, C, T, H, W), ids (B,), labels (B,) and the fraction of training done.
+        inputs: of the method.
         batch: the batch that they are of, named where the loss is not finite.
 
     Returns:
@@ -268,17 +221,11 @@ def _update(
     Raises:
         NonFinite: on all ranks, where the loss or its gradient is not finite on any.
     """
-    bf16 = use_bf16(run.cfg.train.amp, run.device)
     # free adversarial training takes several steps of the optimizer per batch
     for _ in range(run.method.replays):
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
-            parts = {name: value.mean() for name, value in forward(*inputs).items()}
-        run.optimizer.zero_grad(set_to_none=True)  # also what attacks have left
-        parts["loss"].backward()
-        norm = _clip_gradients(run.method, run.cfg.optim.clip_norm or math.inf)
+        parts, norm = gradients(run, forward, inputs)
         # all ranks must agree: a rank that went on alone would wait for the others forever
-        finite = math.isfinite(float(parts["loss"].detach())) and math.isfinite(float(norm))
-        if distributed.any_rank(not finite, run.device):
+        if distributed.any_rank(not is_finite(parts, norm), run.device):
             refuse_non_finite(run, guard, parts["loss"], norm, batch)
         # from here to the end of the step, weights are neither old nor new
         guard.updating()
@@ -286,19 +233,3 @@ def _update(
         if run.average is not None:
             run.average.follow(run.method.model)
     return parts, norm
-
-
-def _clip_gradients(method: nn.Module, limit: float) -> Tensor:
-    """Clip the gradients and return their norm before.
-
-    Gradients whose norm is not finite stay as they are, so that `refuse_non_finite` can inspect
-    them.
-    """
-    parameters = list(method.parameters())
-    try:
-        return nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=True)
-    except RuntimeError as error:
-        if "non-finite" not in str(error):
-            raise
-    norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(norms))

@@ -23,6 +23,8 @@ EXIT_STOPPED = 130
 # Exit status of test_net for an accuracy below --fail-under. 1 is a mistake of the user, and 2 of
 # the command line.
 EXIT_BELOW = 3
+# Exit status of `train_net --replay` for a step whose loss and gradient are finite in the replay.
+EXIT_FINITE = 4
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 # A second Ctrl-C counts only after this many seconds, because a launcher that forwards signals

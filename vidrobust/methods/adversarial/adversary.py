@@ -113,6 +113,7 @@ class Adversary(nn.Module):
         self.combine = combine
         self.branches = tuple(branches)
         self.budget = budget or EpsSchedule()
+        self.is_attacking = False  # inside `attacking`, which a replay of a step reports
         # kinds of threats whose first views were checked: within the budget, and with an effect
         self._checked_budget: set[str] = set()
         self._checked_effect: set[str] = set()
@@ -237,7 +238,11 @@ class Adversary(nn.Module):
     def attacking(self, model: Encoder, branch: str) -> Iterator[None]:
         """Put the model into the attack's mode and branch, and back afterwards."""
         with in_mode(model, self.train_mode), model.use_branch(branch), frozen_statistics(model):
-            yield
+            self.is_attacking = True
+            try:
+                yield
+            finally:
+                self.is_attacking = False
         # Autocast caches weights that it cast while no gradient was recorded. The learning passes
         # must not reuse these copies: no gradient would reach the weights.
         torch.clear_autocast_cache()
