@@ -164,11 +164,11 @@ def test_passes_of_a_step_are_counted(
 
 def test_clips_that_are_their_own_negatives_are_told(ucf, tmp_path, monkeypatch):
     words = [f"{NEGATIVES}names=[shuffle]", "train.max_steps=1"]
-    monkeypatch.setattr("vidrobust.training.loop.negatives", lambda x, spec, rngs: 1 - x[:, None])
+    monkeypatch.setattr("vidrobust.training.step.negatives", lambda x, spec, rngs: 1 - x[:, None])
     train_state(tiny_config(ucf, *words), tmp_path / "moving")
     assert "own negative" not in (tmp_path / "moving/log.txt").read_text()
     monkeypatch.setattr(
-        "vidrobust.training.loop.negatives", lambda x, spec, rngs: x[:, None].clone()
+        "vidrobust.training.step.negatives", lambda x, spec, rngs: x[:, None].clone()
     )
     train_state(tiny_config(ucf, *words), tmp_path / "still")
     assert (
@@ -333,7 +333,7 @@ def test_negatives_differ_from_epoch_to_epoch(ucf, tmp_path, monkeypatch):
         seen.append([tuple(each) for each in numbers.tolist()])
         return x[:, None]
 
-    monkeypatch.setattr("vidrobust.training.loop.negatives", negatives)
+    monkeypatch.setattr("vidrobust.training.step.negatives", negatives)
     train_state(tiny_config(ucf, f"{NEGATIVES}names=[patch]"), tmp_path / "out")
     drawn = [number for batch in seen for number in batch]
     assert len(seen) == 4 and len(set(drawn)) == len(drawn) == 16, "two epochs of eight videos"
