@@ -247,6 +247,16 @@ def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
 
 
+def test_channels_last_computes_factorised_convolutions_in_two_dimensions():
+    cfg = config.loads("", tiny())
+    for kind in (False, True):
+        method = build_method(cfg, 2)
+        arrange(method, dataclasses.replace(cfg.train, channels_last=kind))
+        convolutions = [m for m in method.modules() if isinstance(m, torch.nn.Conv3d)]
+        assert convolutions
+        assert [("forward" in vars(m)) for m in convolutions] == [kind] * len(convolutions)
+
+
 def test_every_branch_of_a_compiled_trunk_may_have_its_graphs(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
     threats = f"{ADVERSARY}threats=[linf-0.1,l2-1,l1-9,linf-0.2]"

@@ -17,6 +17,7 @@ from vidrobust.data import (
 )
 from vidrobust.methods import Method, build_method, build_negatives, options_with_labels
 from vidrobust.models import AttentiveHead, Backbone, branch_names
+from vidrobust.models.conv_as_2d import compute_as_2d
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.models.low_rank_branch import LowRankBranch
 from vidrobust.models.recompute import recompute_blocks
@@ -137,6 +138,8 @@ def arrange(method: Method, cfg: config.TrainConfig) -> None:
         for p in method.parameters():
             if p.ndim in formats:
                 p.data = p.data.contiguous(memory_format=formats[p.ndim])
+        if next(method.parameters()).device.type == "cpu":
+            compute_as_2d(method)
     if cfg.compile:
         # each norm branch has its own graphs, in train and eval mode, with and without gradient
         graphs = 4 * len(branch_names(method.model))
