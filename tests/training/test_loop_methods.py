@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import tiny, tiny_ucf101
-from tests.training.helpers import equal, tiny_config, train_state
+from tests.training.helpers import equal, tiny_config, train_state, two_ranks
 from vidrobust import checkpoint, config
 from vidrobust.methods import build_method
 from vidrobust.training.loop import NonFinite
@@ -397,6 +397,27 @@ def test_blocks_that_are_computed_again_train_as_before(ucf, tmp_path):
         for kind in ("true", "false")
     )
     assert equal(again["model"], kept["model"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), (f"{ADVERSARY}name=clae",)], ids=["simclr", "clae"])
+def test_micro_batches_of_two_ranks_are_those_of_one_process(ucf, tmp_path, words):
+    """The halves of a batch have the same parts of two clips, so that also batch norms agree."""
+    # at 16 px the last norms see two numbers, whose gradient is rounding alone
+    words = (*words, "data.size=64", "data.short_side=64")
+    words = (*words, "train.batch_size=8", "train.micro_batch=2", "train.max_steps=1")
+    # one step of plain SGD: weights show the gradient
+    words = (*words, "optim.name=sgd", "optim.momentum=0", "optim.warmup=0")
+    one = train_state(tiny_config(ucf, *words, "optim.lr=1"), tmp_path / "one")
+    ours = two_ranks(tmp_path, *words, "optim.lr=1", f"data.root={ucf}")
+    names = [key for key, value in one["model"].items() if value.is_floating_point()]
+    weights = [key for key in names if "running_" not in key]  # rank 0 saw its own parts alone
+    start = train_state(tiny_config(ucf, *words, "optim.lr=1e-30"), tmp_path / "start")["model"]
+    moved = 0.0
+    for key in weights:
+        assert torch.allclose(one["model"][key], ours["model"][key], atol=1e-5), key
+        moved = max(moved, float((one["model"][key] - start[key]).abs().max()))
+    assert moved > 1e-3
 
 
 @pytest.mark.parametrize(
