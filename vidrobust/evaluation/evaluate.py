@@ -74,6 +74,7 @@ from vidrobust.evaluation.natural.corruption_summary import (
 from vidrobust.evaluation.natural.open_set import OpenSet, evaluate_open_set, unknown_records
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.own_head import Head, own_head
+from vidrobust.evaluation.report.baseline import remembered_baseline
 from vidrobust.evaluation.report.card import check_card_options, earlier_card, write_card
 from vidrobust.evaluation.report.markdown import write_report
 from vidrobust.evaluation.report.projector import write_projector
@@ -385,7 +386,7 @@ def _evaluate(
                 if summary != kept:
                     write_summary(summary_path, summary)
                 _delete_features(out)
-                write_report(out, summary, classes)
+                write_report(out, summary, classes, remembered_baseline(out, summary))
                 write_card(out, summary, cfg.eval.card)
     _require_decoded(summary, summary_path)
     return summary

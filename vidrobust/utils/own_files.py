@@ -50,6 +50,7 @@ EVALUATION_FILES = (
     "checks.json",
     "summary.json",
     "card.json",
+    "baseline.json",
     "report.md",
     "report.html",
     "corrupted/*-[0-5].webp",

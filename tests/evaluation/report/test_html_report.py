@@ -33,7 +33,13 @@ from vidrobust.evaluation.loading import build_lists
 from vidrobust.evaluation.natural.corrupted_pictures import save_pictures, shown_video
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
 from vidrobust.evaluation.report import html_report
-from vidrobust.evaluation.report.baseline import Baseline, check_baseline, read_baseline
+from vidrobust.evaluation.report.baseline import (
+    Baseline,
+    check_baseline,
+    read_baseline,
+    remember_baseline,
+    remembered_baseline,
+)
 from vidrobust.evaluation.report.clip_player import shown_clips
 from vidrobust.evaluation.report.fingerprint_charts import fingerprints
 from vidrobust.evaluation.report.html_report import write_html
@@ -540,6 +546,28 @@ def test_a_baseline_of_the_same_videos_is_drawn_and_says_what_differs(tmp_path):
     write_html(tmp_path / "one/eval/pgd", ours, ["a"], {}, found)
     text = (tmp_path / "one/eval/pgd/report.html").read_text(encoding="utf-8")
     assert "linf, two/eval/pgd" in text and "measured otherwise: attack pgd-20x1" in text
+
+
+def test_a_baseline_is_remembered_until_it_has_gone(tmp_path, caplog):
+    videos = [("v0", 0), ("v1", 0)]
+    out = tmp_path / "one/eval/pgd"
+    ours = _baseline(out, videos)
+    assert remembered_baseline(out, ours) is None
+    _baseline(tmp_path / "two/eval/pgd", videos)
+    remember_baseline(tmp_path / "two", out)
+    # both moved together
+    shutil.copytree(tmp_path, tmp_path / "copy/of")
+    for place in (tmp_path, tmp_path / "copy/of"):
+        found = remembered_baseline(place / "one/eval/pgd", ours)
+        assert found is not None and found.name == "two/eval/pgd"
+    (tmp_path / "two/eval/pgd/summary.json").unlink()
+    assert remembered_baseline(out, ours) is None
+    (out / "baseline.json").write_text("{")
+    assert remembered_baseline(out, ours) is None
+    warnings = [
+        record.message for record in caplog.records if "without its baseline" in record.message
+    ]
+    assert "holds no finished evaluation" in warnings[0] and "baseline.json: damaged" in warnings[1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Read another evaluation of the same videos, which report.html shows in grey."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,13 @@ from vidrobust.evaluation.report.card import input_of, options_of
 from vidrobust.evaluation.report.measured_videos import ALL, LISTS, videos_of
 from vidrobust.evaluation.summary import Summary, read_summary, split_of
 from vidrobust.models.inference import evenly
+from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
 from vidrobust.utils.text import shown
 
 _FLAG = "--baseline"
+_FILE = "baseline.json"  # in the folder of an evaluation: where its baseline is
 # entries of `input_of` that say how clips are made of a video
 _CLIP = ("frames", "stride", "fps", "short_side", "resize", "size", "interpolation")
 
@@ -91,6 +96,38 @@ def read_baseline(folder: Path, out: Path, summary: Summary) -> Baseline:
     other = read_summary(found / "summary.json")
     name = "/".join(found.resolve().parts[-3:])
     return Baseline(name, other, _differences(out, summary, found, other))
+
+
+def remember_baseline(folder: Path, out: Path) -> None:
+    """Write where the baseline of an evaluation is, relative to it.
+
+    Args:
+        folder: as for `require_baseline`.
+        out: folder of the evaluation.
+    """
+    place = os.path.relpath(require_baseline(folder, out.name).resolve(), out.resolve())
+    with replacing(out / _FILE) as file:
+        file.write((json.dumps({"folder": place}) + "\n").encode("utf-8", "surrogateescape"))
+
+
+def remembered_baseline(out: Path, summary: Summary) -> Baseline | None:
+    """Return the baseline that an evaluation was compared with before, or None.
+
+    One that has gone, or that does not fit any more, is left out with a warning.
+
+    Args:
+        out: folder of the evaluation.
+        summary: what it measured.
+    """
+    path = out / _FILE
+    if not path.is_file():
+        return None
+    try:
+        place = read_json(path, f"delete it, or name the baseline by {_FLAG}").get("folder", "")
+        return read_baseline(out / str(place), out, summary)
+    except UserError as error:
+        log.warning(f"report.html is without its baseline: {error}")
+        return None
 
 
 def baseline_sentence(summary: Summary, baseline: Baseline) -> str:

@@ -11,7 +11,12 @@ from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import timings
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
-from vidrobust.evaluation.report.baseline import Baseline, read_baseline
+from vidrobust.evaluation.report.baseline import (
+    Baseline,
+    read_baseline,
+    remember_baseline,
+    remembered_baseline,
+)
 from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.evaluation.report.calibration_tables import calibration_lines
 from vidrobust.evaluation.report.card import write_card
@@ -55,7 +60,7 @@ def rewrite_report(
     Args:
         out: folder of the evaluation.
         baseline: folder of another evaluation of the same videos, or of its run, which
-            report.html shows in grey.
+            report.html shows in grey; None: the one of before, if there was one.
         card: what card.json says of the model; None, and options that are empty: as before.
 
     Raises:
@@ -67,7 +72,11 @@ def rewrite_report(
             f"{out} holds no finished evaluation (no summary.json); evaluate without --report-only"
         )
     summary = read_summary(out / "summary.json")
-    other = read_baseline(baseline, out, summary) if baseline else None
+    if baseline:
+        other: Baseline | None = read_baseline(baseline, out, summary)
+        remember_baseline(baseline, out)
+    else:
+        other = remembered_baseline(out, summary)
     write_report(out, summary, classes_of(out), other)
     write_card(out, summary, card or config.CardConfig())
 
