@@ -10,8 +10,9 @@ from tests.helpers import tiny, tiny_ucf101
 from tests.training.helpers import equal, tiny_config, train_state, two_ranks
 from vidrobust import checkpoint, config
 from vidrobust.methods import build_method
+from vidrobust.models.backbone import Backbone, BackboneParts
 from vidrobust.training.loop import NonFinite
-from vidrobust.training.setup import arrange
+from vidrobust.training.setup import arrange, build_run
 from vidrobust.utils.errors import UserError
 
 REMOVAL, ADVERSARY, NEGATIVES = "method.false_negatives.", "method.adversary.", "method.negatives."
@@ -431,3 +432,20 @@ def test_micro_batches_that_do_not_divide_the_batch_are_refused(ucf, tmp_path, w
     with pytest.raises(UserError, match=message):
         train_state(tiny_config(ucf, "train.batch_size=4", *words), tmp_path / "run")
     assert not any((tmp_path / "run").iterdir())
+
+
+def test_a_network_without_blocks_cannot_compute_them_again():
+    cfg = config.loads("", tiny())
+    method = build_method(cfg, 2)
+    flat = torch.nn.Flatten()
+    method.model.backbone = Backbone(BackboneParts(flat, 8, (0.0,) * 3, (1.0,) * 3))
+    with pytest.raises(UserError, match="checkpoint_activations=true: this network has no list"):
+        arrange(method, dataclasses.replace(cfg.train, checkpoint_activations=True))
+
+
+def test_a_run_and_its_replay_compute_with_the_same_threads(ucf, tmp_path, monkeypatch):
+    """Both are set up by `build_run`."""
+    chosen = []
+    monkeypatch.setattr("vidrobust.training.setup.use_threads", chosen.append)
+    build_run(tiny_config(ucf, "data.workers=3"), tmp_path, torch.device("cpu"), None)
+    assert chosen == [3]

@@ -869,7 +869,7 @@ class TrainConfig:
     checkpoint_activations: bool = option(
         False,
         "keep only the inputs of the backbone's blocks, and compute the rest again in the backward"
-        " pass: long clips and transformers need less memory, a step takes a third longer",
+        " pass: long clips and transformers need less memory, for one more forward pass",
     )
 
 

@@ -26,6 +26,7 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.own_files import EVALUATION_FILES, delete_files, require_deletable
 
+_SKIPPED = "checks left out clips"  # beginning of a line of checks.json that is no doubt
 # options that may differ between two runs of the same evaluation
 _FREE = (
     "data.workers",
@@ -316,6 +317,12 @@ def read_checks(out: Path) -> list[str] | None:
     if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
         return lines
     return None
+
+
+def read_doubts(out: Path) -> list[str] | None:
+    """Return the lines of `read_checks` that are reasons to doubt a model or an attack, or None."""
+    lines = read_checks(out)
+    return None if lines is None else [line for line in lines if not line.startswith(_SKIPPED)]
 
 
 def decoding_failures(rows: Sequence[Row]) -> list[str]:

@@ -34,7 +34,6 @@ from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 from vidrobust.utils.stopping import noted_stop_signals
-from vidrobust.utils.threads import use_threads
 
 __all__ = ["NonFinite", "Stopped", "train"]
 
@@ -63,7 +62,6 @@ def train(
         NonFinite: for a loss or gradient that is not finite.
     """
     device = distributed.start(cfg.device)
-    use_threads(cfg.data.workers)
     # until the folder is open, only the terminal gets the log
     start_logging(None, quiet=distributed.rank() != 0)
     cfg = with_weights_options(cfg)

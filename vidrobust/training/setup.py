@@ -32,6 +32,7 @@ from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
+from vidrobust.utils.threads import use_threads
 from vidrobust.views import NegativeSpec, count_numbers, require_room
 
 
@@ -52,6 +53,7 @@ def build_run(
     Raises:
         UserError: for options that do not fit each other, the data or the checkpoint.
     """
+    use_threads(cfg.data.workers)
     # rank 0 first: it may have to render the built-in synthetic data set
     with distributed.main_first():
         records, classes = build_records(cfg.data, "train")
@@ -164,7 +166,13 @@ def _save_memory(method: Method, cfg: config.TrainConfig) -> None:
                 module.micro_batch = size
     if cfg.checkpoint_activations:
         _refuse_other_passes(method, "train.checkpoint_activations=true")
-        recompute_blocks(blocks_of(method.model.backbone))
+        try:
+            recompute_blocks(blocks_of(method.model.backbone))
+        except UserError:
+            raise UserError(
+                "train.checkpoint_activations=true: this network has no list of blocks; set it to"
+                " false"
+            ) from None
 
 
 def _largest_divisor(number: int, limit: int) -> int:

@@ -24,7 +24,7 @@ from vidrobust.evaluation.accuracy_limits import CLEAN, MPC, clean_accuracy, par
 from vidrobust.evaluation.adversarial.curve import curve_warnings
 from vidrobust.evaluation.adversarial.suites import SUITES
 from vidrobust.evaluation.report.measured_videos import sha_of_test_videos
-from vidrobust.evaluation.results import read_checks
+from vidrobust.evaluation.results import read_doubts
 from vidrobust.evaluation.summary import Summary, learned_nothing
 from vidrobust.models.sources import is_spec
 from vidrobust.utils.atomic_files import read_json, replacing
@@ -37,7 +37,6 @@ from vidrobust.utils.typed_json import from_json
 FILE = "card.json"
 _NO_DATA = "none"  # value of eval.card.additional_data
 _ROUNDING = 1e-9  # of an accuracy and its interval
-SKIPPED = "checks left out clips"  # beginning of a line of checks.json that is no doubt
 
 
 @dataclass(frozen=True)
@@ -545,14 +544,14 @@ def _checks(out: Path, summary: Summary, options: Mapping[str, str]) -> Checks |
     """Return the checks of model and attack; None if nothing was attacked."""
     if not _robust(summary):
         return None
-    lines = read_checks(out)
+    doubts = read_doubts(out)
     clips = summary.checks
     if clips is None:  # of an earlier revision
         asked = _number(options, "eval.checks")
         clips = None if asked is None else int(asked)
-    if lines is None:
+    if doubts is None:
         return Checks(0, []) if clips == 0 else None
-    return Checks(clips, [line for line in lines if not line.startswith(SKIPPED)])
+    return Checks(clips, doubts)
 
 
 def _architecture(summary: Summary, options: Mapping[str, str]) -> str:

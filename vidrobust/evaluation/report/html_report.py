@@ -1,6 +1,5 @@
 """Write report.html: an evaluation in one file, with its clips."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import carry_breaks, timings
 from vidrobust.evaluation.adversarial.suites import families
 from vidrobust.evaluation.report.baseline import Baseline, baseline_sentence
-from vidrobust.evaluation.report.card import SKIPPED
 from vidrobust.evaluation.report.class_sections import ClassSection, class_section
 from vidrobust.evaluation.report.clip_player import ShownClip, shown_clips
 from vidrobust.evaluation.report.corruption_viewer import corruption_viewer
@@ -23,7 +21,7 @@ from vidrobust.evaluation.report.methods_text import Effort, bibtex, methods_tex
 from vidrobust.evaluation.report.page import LARGEST, html_of, render, write_page
 from vidrobust.evaluation.report.svg_charts import Line, Point, legend, line_chart
 from vidrobust.evaluation.report.verdict import verdict, worst
-from vidrobust.evaluation.results import rank_files
+from vidrobust.evaluation.results import rank_files, read_doubts
 from vidrobust.evaluation.summary import Summary, classifier_key
 from vidrobust.utils.atomic_files import read_json, read_rows
 from vidrobust.utils.environment import read_environment
@@ -150,9 +148,7 @@ def _facts(out: Path, summary: Summary) -> list[tuple[str, str]]:
 
 def _effort(out: Path) -> Effort:
     """Return what the attacks cost, from the files of an evaluation."""
-    path = out / "checks.json"
-    lines = json.loads(path.read_bytes()) if path.is_file() else []
-    doubts = [line for line in lines if not str(line).startswith(SKIPPED)]
+    doubts = read_doubts(out) or []
     seconds = sum(sum(attacks.values()) for attacks in timings(out).values())
     return Effort(len(doubts), seconds)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from vidrobust.evaluation.report.svg_frame import Frame, element
+from vidrobust.evaluation.report.svg_frame import Frame, drawing, element
 from vidrobust.utils.text import visible
 
 COLOURS = 6  # classes c0 to c5 of page.css; more lines begin anew, dashed
@@ -152,13 +152,7 @@ def bar_chart(bars: Sequence[Bar], title: str, x_label: str = "", every: int = 1
         parts.append(
             element("text", visible(x_label), x=width / 2, y=height - 6, text_anchor="middle")
         )
-    return element(
-        "svg",
-        Markup().join(parts),
-        viewBox=f"0 0 {width} {height}",
-        role="img",
-        aria_label=visible(title),
-    )
+    return drawing(parts, width, height, title)
 
 
 def legend(lines: Sequence[Line]) -> Markup:

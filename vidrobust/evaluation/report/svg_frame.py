@@ -90,13 +90,25 @@ class Frame:
             parts: from back to front.
             title: says what the chart shows to those who do not see it.
         """
-        return element(
-            "svg",
-            Markup().join(parts),
-            viewBox=f"0 0 {WIDTH} {self.height:.0f}",
-            role="img",
-            aria_label=visible(title),
-        )
+        return drawing(parts, WIDTH, self.height, title)
+
+
+def drawing(parts: Sequence[Markup], width: float, height: float, title: str) -> Markup:
+    """Return a whole drawing.
+
+    Args:
+        parts: from back to front.
+        width: of the drawing.
+        height: of the drawing.
+        title: says what it shows to those who do not see it.
+    """
+    return element(
+        "svg",
+        Markup().join(parts),
+        viewBox=f"0 0 {width:.0f} {height:.0f}",
+        role="img",
+        aria_label=visible(title),
+    )
 
 
 def ticks(low: float, high: float) -> list[float]:
