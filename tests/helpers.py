@@ -299,6 +299,7 @@ TINY = [
     "model.hidden=8",
     "model.dim=8",
     "train.batch_size=4",
+    "train.amp=fp32",  # the same on every CPU
     "train.epochs=2",
     "train.log_every=1",
     "eval.clips=2",

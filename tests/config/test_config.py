@@ -89,6 +89,16 @@ def test_numbers_may_be_fractions_and_have_exponents(tmp_path):
     assert config.load(page, ["augment.scale=[0.5/2,1]"]).augment.scale == [0.25, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", "true"), ("false", "false"), ("'false'", "false"), ("on", "true")]
+)
+def test_a_choice_among_true_false_and_more_is_read_as_a_boolean_was(text, value):
+    cfg = config.loads(f"train: {{channels_last: {text}}}")
+    assert cfg.train.channels_last == value
+    assert config.loads("", [f"train.channels_last={text}"]) == cfg
+    assert config.loads(config.to_yaml(cfg)) == cfg
+
+
 def test_environment_variables_in_paths_are_replaced(tmp_path, monkeypatch):
     page = _page(tmp_path, "data: {root: '${oc.env:VIDEOS}/ucf'}")
     monkeypatch.setenv("VIDEOS", "/somewhere")

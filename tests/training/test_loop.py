@@ -13,6 +13,7 @@ from tests.processes import ENV, TWO_RANKS, Process, run
 from tests.training.helpers import equal, tiny_config, train_state
 from vidrobust import checkpoint, config
 from vidrobust.data import TrainBatches, ucf101
+from vidrobust.models import fast_passes
 from vidrobust.training.loop import NonFinite, train
 from vidrobust.training.setup import total_steps
 from vidrobust.utils.errors import UserError
@@ -46,6 +47,7 @@ def test_the_run_leaves_what_the_design_says(ucf, tmp_path):
         "format",
         "method_revision",
         "step",
+        "bf16",
         "epoch",
         "model",
         "method",
@@ -198,6 +200,21 @@ def test_a_resume_takes_the_new_options_of_the_optimizer(ucf, tmp_path):
         0.1,
     ]
     assert "optim.weight_decay=0.5 (0.0001)" in (tmp_path / "a/log.txt").read_text()
+
+
+@pytest.mark.parametrize("before", ["fp32", "bf16"])
+def test_a_resume_in_another_precision_says_so(ucf, tmp_path, monkeypatch, before):
+    """Another CPU may have other instructions, and earlier revisions had no bf16 on CPUs."""
+    for name, cpu_has_it in (("a", before == "bf16"), ("b", before != "bf16")):
+        monkeypatch.setattr(fast_passes, "multiplies_bf16", lambda has=cpu_has_it: has)
+        cfg = tiny_config(ucf, "train.amp=auto", "train.checkpoint_every=1", "train.keep=9")
+        start = None if name == "a" else tmp_path / "a/checkpoints/step_00000003.pt"
+        train_state(cfg, tmp_path / name, start)
+    first, second = ((tmp_path / name / "log.txt").read_text() for name in "ab")
+    after = "fp32" if before == "bf16" else "bf16"
+    assert "was trained in" not in first
+    assert f"was trained in {before}, and the run goes on in {after}" in second
+    assert f"set train.amp={before} to go on as before" in second
 
 
 def test_a_resume_from_an_older_step_drops_what_came_after(ucf, tmp_path):

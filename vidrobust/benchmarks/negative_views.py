@@ -14,7 +14,6 @@ from vidrobust.benchmarks.steps import measure_as_configured
 from vidrobust.benchmarks.timing import spread, synchronize
 from vidrobust.data.isolation import in_children
 from vidrobust.utils import distributed
-from vidrobust.utils.amp import use_bf16
 from vidrobust.views import NEGATIVES
 from vidrobust.views.negatives import SPATIAL, NegativeSpec, draw_numbers, negatives
 from vidrobust.views.texture_synthesis import patches_of, show, synthesize
@@ -34,16 +33,16 @@ def print_negatives(cfg: config.Config, *, batch: int, rounds: int, textures: in
     # clips of one frame have no temporal negatives
     names = list(SPATIAL if cfg.data.frames == 1 else NEGATIVES)
     seconds_by_kind = measure_negatives(x, [NegativeSpec((name,)) for name in names], rounds)
-    step_s = measure_as_configured(cfg, ("simclr", "none"), batch, 3, device)[0].median
-    precision = "bf16" if use_bf16(cfg.train.amp, device) else "float32"
+    step = measure_as_configured(cfg, ("simclr", "none"), batch, 3, device)[0]
+    precision = "bf16" if step.bf16 else "float32"
     print(
         f"{batch} clips of {cfg.data.frames} x {cfg.data.size} x {cfg.data.size} on {device};"
-        f" a step of SimCLR, {cfg.model.backbone}, {precision}: {step_s:.3f} s;"
+        f" a step of SimCLR, {cfg.model.backbone}, {precision}: {step.median:.3f} s;"
         f" {rounds} rounds"
     )
     print("| negatives | ms, median (lowest to highest) | % of the step |\n|---|---|---|")
     for name, seconds in zip(names, seconds_by_kind, strict=True):
-        percent = 100 * statistics.median(seconds) / step_s
+        percent = 100 * statistics.median(seconds) / step.median
         print(f"| {name} | {spread(seconds, 1, 1e3)} | {percent:.2f} |")
     print_textures(rounds, textures)
 

@@ -12,7 +12,6 @@ from vidrobust import config
 from vidrobust.benchmarks.timing import peak_mib
 from vidrobust.methods import build_method
 from vidrobust.training.setup import arrange
-from vidrobust.utils.amp import use_bf16
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _step(cfg: config.Config, sender: Connection) -> None:
     torch.manual_seed(0)
     batch = cfg.train.batch_size
     method = build_method(cfg, 10).train()
-    arrange(method, cfg.train)
+    bf16 = arrange(method, cfg.train)
     views = torch.rand(batch, method.views, 3, cfg.data.frames, cfg.data.size, cfg.data.size)
     ids = torch.arange(batch)
     start = peak_mib()
@@ -89,7 +88,6 @@ def _step(cfg: config.Config, sender: Connection) -> None:
     for _ in range(2):
         method.zero_grad(set_to_none=True)
         begin = time.perf_counter()
-        bf16 = use_bf16(cfg.train.amp, torch.device("cpu"))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = method(views, ids, ids % 10, 0.5)["loss"].mean()
         loss.backward()

@@ -25,7 +25,6 @@ from vidrobust.methods.spec import Cost
 from vidrobust.models import Model, configured_backbone
 from vidrobust.training.setup import arrange as arrange_as_configured
 from vidrobust.utils import distributed
-from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError, lookup
 
 Step = Callable[[], Tensor]  # returns the loss to backpropagate
@@ -49,12 +48,14 @@ class StepTiming:
         kind: "vidrobust", "lower bound" or "public code".
         seconds: time of each round.
         memory_gb: peak memory, GiB; 0 on devices other than GPUs.
+        bf16: whether it computed in bf16.
     """
 
     method: str
     kind: str
     seconds: list[float] = field(default_factory=list)
     memory_gb: float = 0.0
+    bf16: bool = False
 
     @property
     def median(self) -> float:
@@ -96,7 +97,8 @@ def print_steps(cfg: config.Config, *, methods: Sequence[str], batch: int, round
         cost_of(cfg, *pairs[selected[0]])
     except ValueError as error:
         raise UserError(f"benchmark.py adversarial: {error}") from None
-    precision = "bf16" if use_bf16(cfg.train.amp, device) else "float32"
+    bf16 = arrange_as_configured(configured(cfg, *pairs[selected[0]], device), cfg.train)
+    precision = "bf16" if bf16 else "float32"
     print(
         f"{cfg.model.backbone}, {batch} videos of {cfg.data.frames} x {cfg.data.size} x"
         f" {cfg.data.size} on {device}, {precision}, {rounds} rounds"
@@ -133,9 +135,8 @@ def measure_as_configured(
         rounds: rounds to measure.
         device: device of the model.
     """
-    amp = use_bf16(cfg.train.amp, device)
     arrange = partial(arrange_as_configured, cfg=cfg.train)
-    return measure_steps(cfg, [pair], batch, rounds, device, amp=amp, arrange=arrange)
+    return measure_steps(cfg, [pair], batch, rounds, device, arrange=arrange)
 
 
 def cost_of(cfg: config.Config, name: str, adversary: str) -> Cost:
@@ -294,8 +295,7 @@ def measure_steps(
     rounds: int,
     device: torch.device,
     *,
-    amp: bool = False,
-    arrange: Callable[[Method], None] = lambda method: None,
+    arrange: Callable[[Method], bool] = lambda method: False,
 ) -> list[StepTiming]:
     """Time whole training steps with SGD: ours, the lower bound, and public code if there is any.
 
@@ -307,8 +307,8 @@ def measure_steps(
         batch: videos per batch.
         rounds: rounds to measure, after one to warm up.
         device: device of the models.
-        amp: whether to use bf16 autocast.
-        arrange: applied to each method before it is timed, such as to set its memory layout.
+        arrange: applied to each method before it is timed, such as to set its memory layout;
+            returns whether to use bf16 autocast.
 
     Raises:
         ValueError: as `cost_of` does.
@@ -320,18 +320,20 @@ def measure_steps(
     for name, adversary in names:
         # one per implementation; the third is not used if there is no public code
         copies = [configured(cfg, name, adversary, device) for _ in range(3)]
-        for method in copies:
-            arrange(method)
+        arranged = [arrange(method) for method in copies]
         for method in copies[1:]:
             method.load_state_dict(copies[0].state_dict())
-        ways += _ways_of(cfg, (name, adversary), copies, views)
+        own = _ways_of(cfg, (name, adversary), copies, views)
+        for way in own:
+            way.timing.bf16 = arranged[0]
+        ways += own
     optimizers = [
         torch.optim.SGD([p for p in way.model.parameters() if p.requires_grad], 1e-4)
         for way in ways
     ]
     for round_ in range(rounds + 1):
         for way, optimizer in zip(ways, optimizers, strict=True):
-            seconds, memory = _timed(way.step, optimizer, device, amp)
+            seconds, memory = _timed(way.step, optimizer, device, way.timing.bf16)
             if round_:  # round 0 warms up
                 way.timing.seconds.append(seconds)
                 way.timing.memory_gb = max(way.timing.memory_gb, memory)

@@ -237,6 +237,8 @@ _ADDED_LATER: dict[str, object] = {
     "train.micro_batch": 0,
     "train.checkpoint_activations": False,
     "eval.embeddings": 500,
+    "eval.channels_last": "auto",
+    "eval.amp": "fp32",
     "eval.save": "none",
     "eval.transfer": [],
     **{f"eval.open_set.{key}": value for key, value in vars(OpenSetConfig()).items()},
@@ -247,7 +249,11 @@ _ADDED_LATER: dict[str, object] = {
 
 # Options without effect on a number, whose default has changed: (default, the earlier one).
 # At the default they count as at the earlier one, so that old results are continued.
-_CHANGED_DEFAULTS: dict[str, tuple[object, object]] = {"eval.pictures": (6, 2)}
+_CHANGED_DEFAULTS: dict[str, tuple[object, object]] = {
+    "eval.pictures": (6, 2),
+    # an option of training counts in the hash of an evaluation by its default alone
+    "train.channels_last": ("auto", False),
+}
 
 
 def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:
@@ -547,6 +553,8 @@ def _converted(value: Any, kind: Any) -> Any:
         if kind is str:
             return ""  # YAML reads an empty value as null
         raise ValueError(f"has no value; write {_NEEDS[kind]}")
+    if isinstance(value, bool) and kind is str:
+        return str(value).lower()  # YAML's word for it
     if kind is str:
         _check_text(str(value))
         return str(value)

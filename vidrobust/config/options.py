@@ -820,7 +820,8 @@ class TrainConfig:
     # Precision and speed.
     amp: str = option(
         "auto",
-        "automatic mixed precision: bf16, fp32, or auto (bf16 on GPUs that support it)",
+        "automatic mixed precision: bf16, fp32, or auto (bf16 on GPUs that support it, and on CPUs"
+        " that do for networks whose 3-D convolutions are all factorised)",
         choices=("auto", "bf16", "fp32"),
     )
     average: float = option(
@@ -830,10 +831,12 @@ class TrainConfig:
         low=0,
         high=1,
     )
-    channels_last: bool = option(
-        False,
+    channels_last: str = option(
+        "auto",
         "store weights in channels-last memory format, and on CPUs compute factorised convolutions"
-        " in two dimensions: faster on CPUs, where bf16 needs it, and in bf16 on GPUs",
+        " in two dimensions; auto: on CPUs, for networks of this package, torchvision and"
+        " pytorchvideo",
+        choices=("auto", "true", "false"),
     )
     compile: bool = option(False, "compile the backbone with torch.compile; needs a C++ compiler")
     # Logs, checkpoints and faults.
@@ -1096,6 +1099,18 @@ class EvalConfig:
         [],
         "folders of evaluations with eval.save=all: accuracy of this model on their adversarial"
         " clips; empty: none",
+    )
+    # Speed. Results of another order differ by rounding, those of bf16 by more.
+    channels_last: str = option(
+        "auto",
+        "order of weights in memory, see train.channels_last; results differ by rounding",
+        choices=("auto", "true", "false"),
+    )
+    amp: str = option(
+        "fp32",
+        "precision of the backbone, see train.amp; bf16 changes features by 1 % or so, and attacks"
+        " and accuracies with them",
+        choices=("fp32", "bf16", "auto"),
     )
 
 

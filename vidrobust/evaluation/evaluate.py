@@ -119,6 +119,7 @@ from vidrobust.evaluation.summary import (
 )
 from vidrobust.models import AttentiveHead, Model, outputs_of
 from vidrobust.models.complexity import model_complexity
+from vidrobust.models.fast_passes import to_measure
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, evenly, extract
 from vidrobust.models.stages import PooledStages, require_stages
@@ -495,18 +496,20 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         measured: the trained model, and one with random weights.
     """
     cfg, device = run.cfg, run.device
-    model = measured.model.to(device)
-    models = [model, *([measured.random.to(device)] if measured.random else [])]
+    model = to_measure(measured.model, device, cfg.eval)
+    models = [model, *([to_measure(measured.random, device, cfg.eval)] if measured.random else [])]
     precise_bn = make_norms_precise(cfg, model.backbone, run.train, device)
     complexity = model_complexity(model, (3, cfg.data.frames, cfg.data.size, cfg.data.size))
     with evaluation_mode(*models, branch=cfg.eval.branch):
         if is_multi_label(run.test):
             summary = _several_labels(run, models)
-            return replace(summary, model=complexity, precise_bn=precise_bn)
+            bf16 = model.backbone.bf16
+            return replace(summary, model=complexity, precise_bn=precise_bn, bf16=bf16)
         summary, queries, predict = _represent(run, measured, models)
         _announce_cost(run, predict)
         summary.model = complexity
         summary.precise_bn = precise_bn
+        summary.bf16 = model.backbone.bf16
         if all(bool(each.features.isfinite().all()) for each in queries):
             aligned = [run.test[i] for i in evenly(len(run.test), ALIGNED)]
             # of each clip, the central crop

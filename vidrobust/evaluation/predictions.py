@@ -12,6 +12,7 @@ from vidrobust.evaluation.measured_model import MeasuredModel
 from vidrobust.evaluation.results import fault
 from vidrobust.evaluation.view_average import average_views
 from vidrobust.models import outputs_of
+from vidrobust.models.fast_passes import to_measure
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
@@ -49,7 +50,7 @@ def predict_videos(
         raise UserError("the model has no classifier; give its weights, or extract features")
     names = _names(cfg, measured, outputs)
     device = distributed.start(cfg.device)
-    model = measured.model.to(device)
+    model = to_measure(measured.model, device, cfg.eval)
     predict: Callable[[Tensor], Tensor] = model
     with evaluation_mode(model, branch=cfg.eval.branch):
         (found,) = extract(

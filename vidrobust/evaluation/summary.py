@@ -87,6 +87,7 @@ class Summary:
         input: what a model of another package expects; None for a run of this package.
         eot: passes over which a random model was averaged.
         precise_bn: training clips from which batch-norm statistics were recomputed.
+        bf16: the backbone computed in bf16 (eval.amp).
         geometry: "trained" and "random" -> geometry of their features; None on ranks above 0.
         sensitivity: how far small perturbations move the representation.
         retrieval: recall at k of the protocol "retrieval", clean and under attack.
@@ -149,6 +150,7 @@ class Summary:
     model: Complexity | None = None
     input: InputSpec | None = None
     precise_bn: int = 0
+    bf16: bool = False
     eot: int = 1
     geometry: dict[str, Geometry] | None
     sensitivity: Sensitivity | None = None

@@ -49,6 +49,8 @@ class Backbone(nn.Module):
 
     Attributes:
         micro_batch: clips that are computed at a time (`recompute.in_micro_batches`); 0: all.
+        bf16: compute the features in bf16 by autocast, and return them in float32. Training leaves
+            it off, because its autocast covers the loss too.
     """
 
     mean: Tensor
@@ -59,6 +61,7 @@ class Backbone(nn.Module):
         # "average" or "select"; empty if all norms use the same branch
         self.mixed = ""
         self.micro_batch = 0
+        self.bf16 = False
         self.selector: nn.Linear | None = None
         self.dim = parts.dim
         # This attribute's name is part of the keys of checkpoints, so it stays.
@@ -85,6 +88,13 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"expected clips (B, C, T, H, W), got shape {tuple(x.shape)}; an image is T = 1"
             )
+        if self.bf16:
+            with torch.autocast(x.device.type, torch.bfloat16):
+                return self._in_parts(x).float()
+        return self._in_parts(x)
+
+    def _in_parts(self, x: Tensor) -> Tensor:
+        """Return the features of clips, in micro-batches if these are set."""
         if 0 < self.micro_batch < len(x):
             return in_micro_batches(self, self._features, x, self.micro_batch)
         return self._features(x)

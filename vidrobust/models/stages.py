@@ -132,10 +132,12 @@ def stage_tokens(backbone: Backbone, x: Tensor, names: Sequence[str] = ("",)) ->
     # agree. The last one has as many channels as there are features.
     final = _tensor(outputs[last][0], last)
     channels_last = final.ndim > 3 and final.shape[1] != backbone.dim == final.shape[-1]
-    return [
+    tokens = [
         _mean([_tokens(output, len(x), name, channels_last=channels_last) for output in each])
         for name, each in ((name, outputs[name]) for name in names)
     ]
+    # like the features, which the backbone returns in float32
+    return [each.float() for each in tokens] if backbone.bf16 else tokens
 
 
 def _has_stages(backbone: Backbone) -> bool:

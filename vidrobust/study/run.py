@@ -16,7 +16,8 @@ from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, read_metrics
 
-# Options that may differ between two commands of the same study: they change no result.
+# Options that may differ between two commands of the same study: they change no result, or its
+# rounding alone.
 _FREE = (
     "data.root=",
     "data.twins=",
@@ -29,6 +30,7 @@ _FREE = (
     "train.checkpoint_every=",
     "train.log_every=",
     "train.shown_clips=",
+    "train.channels_last=",
     "eval.embeddings=",
     "device=",
 )

@@ -14,7 +14,6 @@ from vidrobust.data import Batch
 from vidrobust.training.step_guard import StepGuard
 from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
-from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
@@ -153,7 +152,7 @@ def _write_event(run: TrainingRun, step: int, event: str, batch: Batch) -> None:
         "rank": distributed.rank(),
         "clips_sha": clips_sha(batch),
         "device": run.device.type,
-        "bf16": use_bf16(run.cfg.train.amp, run.device),
+        "bf16": run.bf16,
         "state_before": state_before,
     }
     with open(run.out / "metrics.jsonl", "a") as file:
@@ -174,7 +173,7 @@ def broken_kernels(run: TrainingRun) -> list[str]:
     A gradient that is not finite at the output of a layer spoils everything before it as well. If
     only weights of convolutions have such gradients, their kernels made them of finite numbers.
     """
-    if run.device.type != "cpu" or not use_bf16(run.cfg.train.amp, run.device):
+    if run.device.type != "cpu" or not run.bf16:
         return []
     modules = dict(run.method.named_modules())
     kernels = []

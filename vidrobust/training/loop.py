@@ -33,6 +33,7 @@ from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
+from vidrobust.utils.phases import phase
 from vidrobust.utils.stopping import noted_stop_signals
 
 __all__ = ["NonFinite", "Stopped", "train"]
@@ -105,7 +106,8 @@ def _log_start(run: TrainingRun) -> None:
     cost = parameters_text(size) + (f", {flops}" if flops else "")
     log.info(
         f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone}"
-        f" ({cost}) on {run.device}, steps {run.start} to {run.total}"
+        f" ({cost}) on {run.device} in {'bf16' if run.bf16 else 'fp32'}, steps {run.start} to"
+        f" {run.total}"
     )
     for note in run.notes:
         log.warning(note)
@@ -191,7 +193,7 @@ def _progress_of(run: TrainingRun) -> Progress:
 def _next_batch(batches: Iterator[Batch], run: TrainingRun) -> tuple[Batch | None, str]:
     """Return the next batch, or None and the reason why the loader of this rank has ended."""
     try:
-        with worker_deaths(run.dataset):
+        with worker_deaths(run.dataset), phase("data"):
             return next(batches), ""
     except UserError as error:
         return None, str(error)
@@ -227,7 +229,8 @@ def _update(
             refuse_non_finite(run, guard, parts["loss"], norm, batch)
         # from here to the end of the step, weights are neither old nor new
         guard.updating()
-        run.optimizer.step()
+        with phase("optimizer"):
+            run.optimizer.step()
         if run.average is not None:
             run.average.follow(run.method.model)
     return parts, norm

@@ -21,7 +21,6 @@ from vidrobust.methods.soft_labels import cross_entropy
 from vidrobust.models.inference import evenly, to_clips
 from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
-from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import SeedStream
 
@@ -181,7 +180,6 @@ def _measure(
     batches = [keys[first : first + size] for first in range(0, len(keys), size)]
     numbers = range(distributed.rank(), len(batches), distributed.world())
     counts = torch.zeros(1, 2, dtype=torch.long, device=device)  # right, labelled
-    bf16 = use_bf16(run.cfg.train.amp, device)
     with (
         distributed.together(),
         worker_deaths(dataset),
@@ -197,7 +195,7 @@ def _measure(
             clips = to_clips(batch, device, augmented=augmented)
             labels = method.targets(batch.index.to(device), batch.labels.to(device))
             labelled = labels >= 0
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
                 right = judge(clips, labels, number)
             counts[0, 0] += (right & labelled).sum()
             counts[0, 1] += labelled.sum()

@@ -17,7 +17,6 @@ from vidrobust.training.setup import build_run
 from vidrobust.training.step import begin_step, gradients, is_finite, train_batches
 from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
-from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, read_metrics
 from vidrobust.utils.text import visible
@@ -177,7 +176,7 @@ def _text(lines: list[str]) -> str:
 
 
 def _head(run: TrainingRun, batch: Batch, notes: list[str]) -> list[str]:
-    precision = "bf16" if use_bf16(run.cfg.train.amp, run.device) else "fp32"
+    precision = "bf16" if run.bf16 else "fp32"
     world = distributed.world()
     rank = f", rank {distributed.rank()} of {world}" if world > 1 else ""
     return [
@@ -235,7 +234,7 @@ def _finite_line(run: TrainingRun, row: dict[str, Any] | None) -> str:
     line = "not reproduced: loss and gradient are finite here"
     if row is None:
         return line
-    now = {"device": run.device.type, "bf16": use_bf16(run.cfg.train.amp, run.device)}
+    now = {"device": run.device.type, "bf16": run.bf16}
     changed = [key for key in now if key in row and row[key] != now[key]]
     if changed:
         return f"{line}; {', '.join(f'{k}={row[k]} in the run, {now[k]} here' for k in changed)}"

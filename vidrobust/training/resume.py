@@ -60,6 +60,14 @@ def restore(run: TrainingRun, path: Path) -> None:
             f"{path} is at step {run.start}, beyond the {run.total} asked for: nothing to train; "
             "tools/test_net.py measures it"
         )
+    # checkpoints of earlier revisions do not say it: theirs was bf16 on GPUs
+    before = state.get("bf16", run.device.type == "cuda")
+    if before != run.bf16:
+        names = ["fp32", "bf16"]
+        run.notes.append(
+            f"{path} was trained in {names[before]}, and the run goes on in {names[run.bf16]}; set"
+            f" train.amp={names[before]} to go on as before"
+        )
     if changed:
         run.notes.append(
             "resuming with options that differ from the checkpoint's, in brackets: "

@@ -17,7 +17,7 @@ from vidrobust.data import (
 )
 from vidrobust.methods import Method, build_method, build_negatives, options_with_labels
 from vidrobust.models import AttentiveHead, Backbone, branch_names
-from vidrobust.models.conv_as_2d import compute_as_2d
+from vidrobust.models.fast_passes import arrange_passes
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.models.low_rank_branch import LowRankBranch
 from vidrobust.models.recompute import recompute_blocks
@@ -74,14 +74,15 @@ def build_run(
     _require_room(negatives, cfg.data)
     _load_weights(cfg, method)
     method.to(device).prepare(records)
-    arrange(method, cfg.train)
+    bf16 = arrange(method, cfg.train)
     if resume is None:  # a checkpoint holds the pseudo-labels
         _make_pseudo_labels(cfg, method, records, device)
 
     # Data, optimizer, and what follows the weights
     dataset = _training_clips(cfg, records, method, total, negatives, twins=twins)
     optimizer = build_optimizer(method, cfg.optim, method.model.backbone)
-    run = TrainingRun(cfg, out, device, records, dataset, method, optimizer, 0, total, negatives)
+    run = TrainingRun(cfg, out, device, records, dataset, method, optimizer, 0, total, bf16)
+    run.negatives = negatives
     if cfg.train.average:
         run.average = Average(method.model, cfg.train.average)
     if cfg.optim.schedule == "auto":
@@ -122,32 +123,31 @@ def total_steps(cfg: config.Config, videos: int) -> int:
     return min(steps, cfg.train.max_steps) if cfg.train.max_steps else steps
 
 
-def arrange(method: Method, cfg: config.TrainConfig) -> None:
+def arrange(method: Method, cfg: config.TrainConfig) -> bool:
     """Apply the options of memory and speed; weights and their names stay the same.
 
-    They are `train.channels_last`, `compile`, `micro_batch` and `checkpoint_activations`.
+    They are `train.channels_last`, `amp`, `compile`, `micro_batch` and `checkpoint_activations`.
 
     Args:
         method: the method, on its device.
         cfg: `train.*`.
 
+    Returns:
+        Whether the method computes in bf16.
+
     Raises:
         UserError: for micro-batches that do not fit the batch or the method.
     """
     _save_memory(method, cfg)
-    if cfg.channels_last:
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        for p in method.parameters():
-            if p.ndim in formats:
-                p.data = p.data.contiguous(memory_format=formats[p.ndim])
-        if next(method.parameters()).device.type == "cpu":
-            compute_as_2d(method)
+    device = next(method.parameters()).device
+    bf16 = arrange_passes(method, device, channels_last=cfg.channels_last, amp=cfg.amp)
     if cfg.compile:
         # each norm branch has its own graphs, in train and eval mode, with and without gradient
         graphs = 4 * len(branch_names(method.model))
         limit = torch._dynamo.config.cache_size_limit
         torch._dynamo.config.cache_size_limit = max(limit, graphs)
         method.model.backbone.trunk.compile()
+    return bf16
 
 
 def _save_memory(method: Method, cfg: config.TrainConfig) -> None:

@@ -11,7 +11,7 @@ from vidrobust.training.data_warnings import warn_unchanged_negatives
 from vidrobust.training.optim import learning_rate, set_rate
 from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
-from vidrobust.utils.amp import use_bf16
+from vidrobust.utils.phases import phase
 from vidrobust.views import apply_draws, negatives, to_float
 
 
@@ -56,21 +56,18 @@ def begin_step(run: TrainingRun, step: int, batch: Batch) -> tuple[StepInputs, f
     Returns:
         The inputs of the method, and the learning rate.
     """
-    views, ids, labels = _to_device(batch, run.device)
-    views = _with_negatives(views, run, batch, warn=run.main and step == run.start)
+    with phase("transfer"):
+        clips = to_float(batch.clips.to(run.device))
+        ids, labels = batch.index.to(run.device), batch.labels.to(run.device)
+    with phase("views"):
+        views = apply_draws(clips.flatten(0, 1), batch.draws.flatten(0, 1)).view(clips.shape)
+        views = _with_negatives(views, run, batch, warn=run.main and step == run.start)
     if step % run.per_epoch == 0:
         run.method.start_epoch()
     rate = learning_rate(step, run.total, run.cfg.optim, run.cfg.method.head_first)
     rate *= run.rate_factor
     set_rate(run.optimizer, rate)
     return StepInputs(views, ids, labels, step / run.total), rate
-
-
-def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return augmented views (B, V, C, T, H, W) in [0, 1], ids (B,) and labels (B,)."""
-    clips = to_float(batch.clips.to(device))
-    views = apply_draws(clips.flatten(0, 1), batch.draws.flatten(0, 1)).view(clips.shape)
-    return views, batch.index.to(device), batch.labels.to(device)
 
 
 def _with_negatives(views: Tensor, run: TrainingRun, batch: Batch, *, warn: bool) -> Tensor:
@@ -103,11 +100,12 @@ def gradients(
     Returns:
         The loss and its parts, means over the batch, and the gradient's norm before clipping.
     """
-    bf16 = use_bf16(run.cfg.train.amp, run.device)
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
+    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16)
+    with phase("forward"), autocast:
         parts = {name: value.mean() for name, value in forward(*inputs).items()}
     run.optimizer.zero_grad(set_to_none=True)  # also what attacks have left
-    parts["loss"].backward()
+    with phase("backward"):
+        parts["loss"].backward()
     return parts, clip_gradients(run.method, run.cfg.optim.clip_norm or math.inf)
 
 

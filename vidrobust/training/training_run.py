@@ -30,6 +30,7 @@ class TrainingRun:
         optimizer: of the weights.
         start: steps that were done before, more than 0 after a resume.
         total: steps of the whole run.
+        bf16: compute in bf16, by autocast.
         negatives: non-semantic negatives that are made of the first view.
         average: running average of the weights, or None.
         auto: reduces the rate by accuracy under attack, or None.
@@ -47,6 +48,7 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     start: int
     total: int
+    bf16: bool = False
     negatives: NegativeSpec = NegativeSpec()
     average: Average | None = None
     auto: AutoRate | None = None
@@ -98,6 +100,7 @@ class TrainingRun:
             "format": checkpoint.FORMAT,
             "method_revision": REVISION,
             "step": step,
+            "bf16": self.bf16,
             "epoch": step // self.per_epoch,
             "model": self.method.model.state_dict(),
             "method": method_state,

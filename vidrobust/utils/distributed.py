@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.phases import phase
 from vidrobust.utils.stopping import end_with_parent
 
 _CAUSE_WAIT_S = 3.0  # seconds to wait until a rank that has ended reports why
@@ -311,13 +312,15 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(world())]
-        dist.all_gather(parts, x.contiguous())
+        with phase("communication"):
+            dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
+        with phase("communication"):
+            dist.all_reduce(gradient)
         return gradient.chunk(world())[rank()]
 
 
@@ -347,7 +350,8 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     if world() == 1:
         return flag
     total = torch.tensor(float(flag), device=device)
-    dist.all_reduce(total)
+    with phase("communication"):
+        dist.all_reduce(total)
     return bool(total > 0)
 
 

@@ -222,6 +222,8 @@ def _model_lines(summary: Summary) -> list[str]:
         sentences.append(
             f"Batch-norm statistics: recomputed from {summary.precise_bn} training clips."
         )
+    if summary.bf16:
+        sentences.append("Precision: the backbone computed in bf16 (eval.amp).")
     return [" ".join(sentences), ""] if sentences else []
 
 

@@ -253,6 +253,8 @@ def _features(summary: Summary, names: set[str]) -> str:
             f"Batch-norm statistics were computed anew from {summary.precise_bn} training clips"
             f"{cited(names, 'measure:precise_bn')}."
         )
+    if summary.bf16:
+        sentences.append("Features, and gradients of attacks, were computed in bf16.")
     if summary.retrieval:
         table = summary.retrieval
         sentences.append(

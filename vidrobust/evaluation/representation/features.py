@@ -25,6 +25,7 @@ from vidrobust.evaluation.representation.feature_files import (
     write_feature_file,
 )
 from vidrobust.models import Backbone, Model
+from vidrobust.models.fast_passes import to_measure
 from vidrobust.models.feature_store import DiskStore
 from vidrobust.models.inference import compute_outputs, evaluation_mode, log_notes
 from vidrobust.models.stages import stage_names, stage_tokens
@@ -339,7 +340,7 @@ def _load(
     for source in sources:
         seed_everything(source.cfg.seed, source.cfg.deterministic)
         model, weights = source.load(len(classes))
-        model = model.to(device)
+        model = to_measure(model, device, source.cfg.eval)
         meta = _describe(source.cfg, weights, records, classes, split, per_video=settings.per_video)
         with evaluation_mode(model, branch=source.cfg.eval.branch):
             extractors.append(_extractor(source, model.backbone, settings, device))
@@ -491,6 +492,7 @@ def _later(cfg: config.Config) -> dict[str, Any]:
         "precise_bn": cfg.eval.precise_bn,
         "fps": cfg.data.fps,
         "resize": cfg.data.resize,
+        "amp": "" if cfg.eval.amp == "fp32" else cfg.eval.amp,
         "interpolation": "" if interpolation == "bilinear" else interpolation,
     }
 

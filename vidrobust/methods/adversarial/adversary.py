@@ -16,6 +16,7 @@ from vidrobust.methods.adversarial.eps_schedule import EpsSchedule
 from vidrobust.models import Model, branch_names
 from vidrobust.utils import distributed
 from vidrobust.utils.logging import log
+from vidrobust.utils.phases import phase
 
 
 class Encoder(Protocol):
@@ -237,7 +238,12 @@ class Adversary(nn.Module):
     @contextmanager
     def attacking(self, model: Encoder, branch: str) -> Iterator[None]:
         """Put the model into the attack's mode and branch, and back afterwards."""
-        with in_mode(model, self.train_mode), model.use_branch(branch), frozen_statistics(model):
+        with (
+            phase("attack"),
+            in_mode(model, self.train_mode),
+            model.use_branch(branch),
+            frozen_statistics(model),
+        ):
             self.is_attacking = True
             try:
                 yield
