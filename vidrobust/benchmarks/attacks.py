@@ -33,6 +33,7 @@ from vidrobust.benchmarks.timing import spread, synchronize
 from vidrobust.data import ClipDataset, Failure, Record, build_records, eval_dataset
 from vidrobust.evaluation import load_method
 from vidrobust.models import build_model, outputs_of
+from vidrobust.models.fast_passes import to_measure
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.views import to_float
@@ -198,7 +199,7 @@ def attacked(
     """
     # the model, and random clips if there is no checkpoint
     if state is None:
-        model: nn.Module = build_model(cfg.model, "linear", 10)
+        model = build_model(cfg.model, "linear", 10)
         x = torch.rand(count, 3, cfg.data.frames, cfg.data.size, cfg.data.size, device=device)
     else:
         records, classes = build_records(cfg.data, "test")
@@ -208,16 +209,16 @@ def attacked(
                 "--checkpoint: this one has no classifier; train with method.name=supervised"
             )
     # attacks need gradients of the input only
-    model = model.to(device).eval().requires_grad_(False)
-    model = _Images(model).eval() if images else model
+    model = to_measure(model, device, cfg.eval).eval().requires_grad_(False)
+    predict: nn.Module = _Images(model).eval() if images else model
     if state is None:
         x = x[:, :, 0] if images else x
         with torch.no_grad():
-            return model, x, model(x).argmax(1)
+            return predict, x, predict(x).argmax(1)
     x, y = _correct_inputs(
-        model, eval_dataset(cfg.data, records, 1), records, count, device, images
+        predict, eval_dataset(cfg.data, records, 1), records, count, device, images
     )
-    return model, x, y
+    return predict, x, y
 
 
 def _correct_inputs(

@@ -24,6 +24,8 @@ memory       MiB and seconds of a training step on the CPU by batch, with whole 
              micro-batches, on random clips
 profile      seconds of the phases of a training step, compared with the bare passes of the model in
              turn; on the training split
+growth       seconds of a training step by clips, frames, resolution and steps of an attack,
+             compared with the number of operations, on random clips
 probes       seconds of fitting all settings of protocol.rates and protocol.decays at once, compared
              with torch's SGD, on 10,000 random features of 512 dimensions and 101 classes
 """
@@ -41,6 +43,7 @@ from vidrobust.benchmarks.extraction import print_features
 from vidrobust.benchmarks.negative_views import print_negatives
 from vidrobust.benchmarks.nt_xent import print_losses
 from vidrobust.benchmarks.probe_sweep import print_probes
+from vidrobust.benchmarks.step_growth import print_growth
 from vidrobust.benchmarks.step_memory import print_step_memory
 from vidrobust.benchmarks.step_profile import print_profile
 from vidrobust.benchmarks.steps import print_steps
@@ -96,6 +99,7 @@ _PRINTERS: dict[str, Callable[[config.Config, argparse.Namespace], None]] = {
     "memory": lambda cfg, args: print_step_memory(
         cfg, batches=args.batches, micro_batch=args.micro_batch
     ),
+    "growth": lambda cfg, args: print_growth(cfg, args.rounds),
     "profile": lambda cfg, args: print_profile(cfg, args.rounds),
     "probes": lambda cfg, args: print_probes(cfg, rounds=args.rounds),
 }

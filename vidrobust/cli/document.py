@@ -146,6 +146,15 @@ def method_costs() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _units(cost: Cost, steps: int) -> int:
+    """Return the operations of a training step, in forward passes of one clip per video.
+
+    A backward pass costs two forward ones, or one if it goes to the input alone.
+    """
+    forward, backward, to_input = cost.passes(steps)
+    return forward + 2 * (backward - to_input) + to_input
+
+
 def _cost_row(method: str, adversary: str, text: str, cost: Cost, steps: int) -> str:
     """Return the row of a method with an adversary in the table of costs.
 
@@ -157,13 +166,45 @@ def _cost_row(method: str, adversary: str, text: str, cost: Cost, steps: int) ->
         steps: steps of the attack.
     """
     forward, backward, to_input = cost.passes(steps)
-    # A backward pass costs two forward ones, or one if it goes to the input alone. So a step of
-    # SimCLR, with two forward and two backward passes, costs 6; the table is relative to it.
-    relative = (forward + 2 * (backward - to_input) + to_input) / 6
+    # A step of SimCLR, with two forward and two backward passes, costs 6; the table is relative.
+    relative = _units(cost, steps) / 6
     part = f", {to_input} of them to the input" if to_input else ""
     return (
         f"| `{method}` | `{adversary}` | {text} | {forward} + {backward}{part} | {relative:.1f} |"
     )
+
+
+# s per step of 64 videos of ucf101_csl on one H200 (docs/benchmarks.md), a step of 6 units
+_UNIT_H = 0.448 / 6 / 3600
+_DATA_SETS = {"UCF101": ("ucf101_csl", 9537), "HMDB51": ("hmdb51_csl", 3570)}
+_DATA_SETS |= {"Kinetics-400": ("kinetics400_csl", 240_000)}
+
+
+def study_costs() -> str:
+    """Return the table of GPU hours of a training by method, for the data sets of the config files.
+
+    A unit is the forward pass of one clip of each video of a batch.
+    """
+    heads = ["`method.name`", "`method.adversary.name`", "units"]
+    pages = {
+        title: (config.load(REPO / f"configs/{file}.yaml"), videos)
+        for title, (file, videos) in _DATA_SETS.items()
+    }
+    heads += [f"{title}, {cfg.train.epochs} epochs, h" for title, (cfg, _) in pages.items()]
+    lines = [_row(heads), "|" + "---|" * len(heads)]
+    for name, method in METHODS.items():
+        pairs = [("none", _units(method.cost, 0))]
+        if name in ("simclr", "supervised"):
+            for adversary in method.adversaries:
+                spec = ADVERSARIES[adversary]
+                pairs.append((adversary, _units(spec.cost(name), spec.steps)))
+        for adversary, units in pairs:
+            cells = [f"`{name}`", f"`{adversary}`", str(units)]
+            for cfg, videos in pages.values():
+                steps = cfg.train.epochs * (videos // cfg.train.batch_size)
+                cells.append(f"{steps * units * _UNIT_H:.2g}")
+            lines.append(_row(cells))
+    return "\n".join(lines) + "\n"
 
 
 def method_options() -> str:
@@ -291,6 +332,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "protocol_values": protocol_values,
     "released_methods": released_methods,
     "sources": sources,
+    "study_costs": study_costs,
 }
 FILES: dict[str, Callable[[], str]] = {"docs/fidelity.md": fidelity.document}
 
