@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vidrobust.data.decoding.images import TORCHVISION
+from vidrobust.data.places import place_below
 from vidrobust.data.prepare.provenance import read_mark, same_sources, size_of
 from vidrobust.data.records import Record
 from vidrobust.utils.errors import UserError
@@ -82,7 +83,7 @@ class Twins:
 
     def __call__(self, path: str) -> str:
         """Return the path of the twin of a file of the data set."""
-        return os.path.join(self.twins, os.path.relpath(os.path.abspath(path), self.root))
+        return os.path.join(self.twins, place_below(path, self.root))
 
     def require(self, records: Sequence[Record]) -> None:
         """Raise UserError if a record has no twin, or would be its own twin."""
