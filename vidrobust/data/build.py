@@ -245,6 +245,11 @@ def _parse(cfg: config.DataConfig, split: str, fold: int) -> Parsed:
     spec = find_format(cfg.name)
     # A root such as `a:b` is made absolute, as FFmpeg would read "a:" as a protocol.
     root = Path(file_path(Path(cfg.root).expanduser()))
+    if cfg.archive and not spec.has_files:
+        raise UserError(
+            f"data.archive={cfg.archive}: data.name={cfg.name} is not read from files that an"
+            " archive could hold; set data.archive= to run without"
+        )
     if spec.draw is not None:
         spec.draw(root, cfg)
     if cfg.archive:
@@ -266,11 +271,6 @@ def _parse_archives(cfg: config.DataConfig, root: Path, split: str, fold: int) -
         fold: number of the official split.
     """
     spec = find_format(cfg.name)
-    if not spec.has_files:
-        raise UserError(
-            f"data.archive={cfg.archive}: data.name={cfg.name} is not read from files that an"
-            " archive could hold; set data.archive= to run without"
-        )
     top, tree = unpacked(find_archives(cfg.archive), root)
     try:
         records, classes = spec.parse(top, split, fold)

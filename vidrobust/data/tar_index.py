@@ -233,7 +233,7 @@ def _write(
         "size": state[0],
         "mtime_ns": state[1],
         "crc": zlib.crc32(content),
-        "left_out": [len(left_out), ascii(left_out[0])[1:81] if left_out else ""],
+        "left_out": [len(left_out), ascii(left_out[0])[1:-1][:80] if left_out else ""],
     }
     line = _HEAD + json.dumps(header).encode()[1:]
     # Two runs may build the index at the same time: each writes a file of its own.
