@@ -9,7 +9,13 @@ from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from tests.processes import TWO_RANKS
 from vidrobust.data.prepare.pack import pack
 
-WORDS = ("device=cpu", "method.name=simclr", "train.epochs=2", "data.workers=1", "optim.schedule=constant")
+WORDS = (
+    "device=cpu",
+    "method.name=simclr",
+    "train.epochs=2",
+    "data.workers=1",
+    "optim.schedule=constant",
+)
 
 
 def _train(place, name: str, *words: object):
@@ -39,7 +45,9 @@ def test_two_ranks_read_an_archive_resume_and_measure_the_same(place):
     _train(place, "packed", *archive, "--resume")
     assert len(_losses(place / "loose")) == 4
     assert _losses(place / "loose") == _losses(place / "packed")
-    summaries = [(place / name / "eval/pgd/summary.json").read_bytes() for name in ("loose", "packed")]
+    summaries = [
+        (place / name / "eval/pgd/summary.json").read_bytes() for name in ("loose", "packed")
+    ]
     assert summaries[0] == summaries[1]
 
 

@@ -59,7 +59,13 @@ def main() -> None:
         return
     start_logging(None)
     if args.command == "data":
-        print_data(cfg, videos=args.videos, rounds=args.rounds, prepared=args.prepared)
+        print_data(
+            cfg,
+            videos=args.videos,
+            rounds=args.rounds,
+            prepared=args.prepared,
+            archive=args.archive,
+        )
     elif args.command == "attacks":
         sizes = AttackSizes(args.rounds, args.clips, args.images, args.steps, args.queries)
         print_attacks(cfg, state, sizes)
@@ -101,6 +107,9 @@ def arguments() -> argparse.Namespace:
     _add_numbers(parser)
     parser.add_argument(
         "--prepared", default="", help="data: root of the same data set, re-encoded by prepare.py"
+    )
+    parser.add_argument(
+        "--archive", default="", help="data: the same data set as data.archive reads it"
     )
     parser.add_argument(
         "--checkpoint", type=Path, help="attacks: a run's folder or a checkpoint file"
