@@ -1,6 +1,7 @@
 """Data sets in tar archives: samples are those of loose files, bit by bit."""
 
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -18,11 +19,13 @@ from vidrobust.data import (
     DecodeError,
     all_records,
     build_records,
+    doubt_of_twins,
     eval_dataset,
     open_video,
     read_frames,
     records_sha,
     scan,
+    texture_twins,
     train_dataset,
 )
 from vidrobust.data.places import split_archive
@@ -89,8 +92,7 @@ DATA_SETS = {
 def _configured(name: str, root: Path, **options) -> DataConfig:
     if name == "class_folder":
         options |= {"validation": 0.5}
-    # In child processes, as runs read, for one format: starting them takes a second.
-    options |= {"timeout_s": 60.0 if name == "ucf101" and "backend" not in options else 0.0}
+    options = {"timeout_s": 0.0, **options}  # no child processes, which take a second to start
     return DataConfig(name=name, root=str(root), frames=2, stride=2, size=16, **options)
 
 
@@ -133,7 +135,7 @@ def _require_same_samples(loose: DataConfig, archived: DataConfig) -> None:
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_samples_of_an_archive_are_those_of_loose_files(tmp_path, name):
     root = DATA_SETS[name](tmp_path / "data")
-    cfg = _configured(name, root)
+    cfg = _configured(name, root, timeout_s=60.0 if name == "ucf101" else 0.0)
     _require_same_samples(cfg, _archived(cfg, _packed(root, tmp_path / "data.tar")))
 
 
@@ -523,3 +525,20 @@ def test_the_command_packs_and_other_commands_read_loose_files(tmp_path):
     words = ["data.root=none", f"data.archive={tmp_path / 'x.tar'}", "--output", tmp_path / "m"]
     done = tool("prepare", "scan", *words, cwd=tmp_path)
     assert "12 files, 0 bad" in done.stderr
+
+
+def test_texture_twins_of_members_have_the_names_of_loose_files(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    archive = _packed(root, tmp_path / "x.tar")
+    shutil.copytree(root / "videos", tmp_path / "twins/videos")
+    videos = sorted((root / "videos").rglob("*.avi"))
+    sources = {file.relative_to(root).as_posix(): file.stat().st_size for file in videos}
+    mark = tmp_path / "twins/prepared.json"
+    mark.write_text(json.dumps({"texture": "moving", "sources": sources}))
+    cfg = replace(_archived(_configured("ucf101", root), archive), twins=str(tmp_path / "twins"))
+    records, _ = build_records(cfg, "train")
+    twins = texture_twins(cfg, records, 1)
+    assert twins.records[0].path == f"{tmp_path}/twins/videos/{records[0].uid}"
+    assert doubt_of_twins(cfg) == ""
+    mark.write_text(json.dumps({"texture": "moving", "sources": dict.fromkeys(sources, 1)}))
+    assert "files that have other sizes" in doubt_of_twins(cfg)

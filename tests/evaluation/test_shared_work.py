@@ -23,7 +23,7 @@ WORDS = (
     "eval.open_set.root=unknown",
 )
 # files with dates, durations, commands and process ids
-OTHERS = ("timing", "environment.json", "report.html", "events.out", ".lock")
+OTHERS = ("timing", "environment.json", "report.", "events.out", ".lock")
 
 
 @pytest.fixture(scope="module")

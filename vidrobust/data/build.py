@@ -415,9 +415,14 @@ def _twins(cfg: config.DataConfig, records: list[Record]) -> Twins:
             "data.twins is empty: texture, of method.negatives.names or eval.bias, needs the folder"
             " that datasets/prepare.py texture writes; set data.twins to it"
         )
-    twins = Twins(cfg.root, cfg.twins)
+    twins = _twins_of(cfg)
     twins.require(records)
     return twins
+
+
+def _twins_of(cfg: config.DataConfig) -> Twins:
+    """Return where the texture twins of the data set are, unchecked."""
+    return Twins(cfg.root, cfg.twins, find_archives(cfg.archive) if cfg.archive else ())
 
 
 def eval_dataset(
@@ -471,7 +476,7 @@ def texture_twins(
 
 def doubt_of_twins(cfg: config.DataConfig) -> str:
     """Return why data.twins may be the textures of another data set; "" for no doubt."""
-    return Twins(cfg.root, cfg.twins).doubt()
+    return _twins_of(cfg).doubt()
 
 
 def second_cues(

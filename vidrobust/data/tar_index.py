@@ -8,6 +8,7 @@ the archive, so that the index of a changed archive is built again.
 
 import bisect
 import functools
+import itertools
 import json
 import logging
 import mmap
@@ -92,7 +93,12 @@ class TarIndex:
         return len(self._offsets)
 
     def __iter__(self) -> Iterator[Member]:
-        return map(self._member, range(len(self)))
+        starts = self._starts.tolist()
+        names = (
+            os.fsdecode(bytes(self._names[start:end])) for start, end in itertools.pairwise(starts)
+        )
+        rows = zip(names, self._offsets.tolist(), self._lengths.tolist(), strict=True)
+        return (Member(self.archive, *row) for row in rows)
 
     def find(self, name: str) -> Member | None:
         """Return the member of a name; None if there is none."""
@@ -339,7 +345,8 @@ def _infos(archive: str, size: int) -> Iterator[tarfile.TarInfo]:
                         f" the file ends at byte {size}; {_AGAIN}"
                     )
                 yield info
-                tar.members.clear()  # type: ignore[attr-defined]  # they would fill the memory for a million members
+                # they would fill the memory for a million members
+                tar.members.clear()  # type: ignore[attr-defined]
             end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
         raise UserError(
