@@ -13,7 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import counting_video, has_backend, tiny_hmdb51, tiny_kinetics, tiny_ucf101, tool
+from tests.helpers import (
+    SHARED,
+    counting_video,
+    has_backend,
+    tiny_hmdb51,
+    tiny_kinetics,
+    tiny_ucf101,
+    tool,
+)
 from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import (
     DecodeError,
@@ -147,6 +155,26 @@ def test_other_decoders_read_the_same_frames_from_an_archive(tmp_path, backend, 
     root = tiny_ucf101(tmp_path / "data", train=1, test=1)
     cfg = replace(_configured("ucf101", root, backend=backend), frames=frames)
     _require_same_samples(cfg, _archived(cfg, _packed(root, tmp_path / "data.tar")))
+
+
+@pytest.mark.skipif(not (SHARED / "odd_files").is_dir(), reason="needs ../shared/data/odd_files")
+def test_odd_videos_are_read_from_an_archive_as_loose_files(tmp_path):
+    """FFmpeg recognises members by their content, without a suffix."""
+    archive = _packed(SHARED / "odd_files", tmp_path / "x.tar")
+    require_index(archive)
+    videos = [f for f in (SHARED / "odd_files").iterdir() if f.suffix in (".mp4", ".mkv", ".avi")]
+    assert len(videos) > 8
+    for file in videos:
+        results = []
+        for place in (file, archive / file.name):
+            try:
+                with open_video(place) as video:
+                    last = video.num_frames - 1
+                    results.append([last, *video.frames(np.unique([0, last // 2, last]))])
+            except DecodeError as error:
+                results.append([str(error).removeprefix(str(place))])
+        for one, other in zip(*results, strict=True):
+            assert np.array_equal(one, other)
 
 
 def test_members_seem_to_be_unpacked_in_the_root(tmp_path):
