@@ -7,6 +7,7 @@ the archive, so that the index of a changed archive is built again.
 """
 
 import bisect
+import contextlib
 import functools
 import itertools
 import json
@@ -82,12 +83,18 @@ class TarIndex:
         self.archive = archive
         self.left_out: tuple[int, str] = header["left_out"][0], header["left_out"][1]
         self.mtime_ns: int = header["mtime_ns"]
+        self._crc: int = header["crc"]
+        self._content = content
         count = header["members"]
         numbers = np.frombuffer(content, np.int64, 3 * count + 1)
         self._starts = numbers[: count + 1]
         self._offsets = numbers[count + 1 : 2 * count + 1]
         self._lengths = numbers[2 * count + 1 :]
         self._names = content[numbers.nbytes :]
+
+    def is_whole(self) -> bool:
+        """Return whether the content is what was written; this reads all of it."""
+        return zlib.crc32(self._content) == self._crc
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -154,10 +161,11 @@ def require_index(archive: Path) -> TarIndex:
     """
     text = os.path.abspath(archive)
     state = _state(text)
-    try:
-        return _mapped(text, *state)
-    except ArchiveError:
-        pass
+    with contextlib.suppress(ArchiveError):
+        index = _mapped(text, *state)
+        if index.is_whole():
+            return index
+        _mapped.cache_clear()  # its file is replaced below
     members, left_out = _read_headers(text, state[0])
     refusals = []
     for path in _index_files(text):
@@ -199,21 +207,19 @@ def _mapped(archive: str, size: int, mtime_ns: int) -> TarIndex:
             continue
         header = _header(content)
         if header and (header["size"], header["mtime_ns"]) == (size, mtime_ns):
-            return TarIndex(archive, header, content[header["begin"] :])
+            return TarIndex(archive, header, content[_BLOCK:])
     raise ArchiveError("the archive has no index, or has changed since it was made; start again")
 
 
 def _header(content: memoryview) -> dict[str, Any] | None:
-    """Return the first line of an index, with where the rest begins; None for a damaged index."""
+    """Return the first line of an index; None if the index is no such file, or cut short."""
     if bytes(content[: len(_HEAD)]) != _HEAD:
         return None
     try:
-        header = json.loads(bytes(content[:_BLOCK]))
+        header: dict[str, Any] = json.loads(bytes(content[:_BLOCK]))
     except ValueError:
         return None
-    if zlib.crc32(content[_BLOCK:]) != header.get("crc"):
-        return None
-    return {**header, "begin": _BLOCK}
+    return header if header.get("bytes") == len(content) - _BLOCK else None
 
 
 def _write(
@@ -238,6 +244,7 @@ def _write(
         "members": len(rows),
         "size": state[0],
         "mtime_ns": state[1],
+        "bytes": len(content),
         "crc": zlib.crc32(content),
         "left_out": [len(left_out), ascii(left_out[0])[1:-1][:80] if left_out else ""],
     }
