@@ -10,6 +10,8 @@ from tests.processes import TWO_RANKS
 from vidrobust import config
 from vidrobust.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     "eval.threats=[linf-4/255]",
     "eval.batch_size=6",  # three videos at two clips each: batches of several sizes

@@ -9,6 +9,8 @@ from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from tests.processes import TWO_RANKS
 from vidrobust.data.prepare.pack import pack
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     "device=cpu",
     "method.name=simclr",
