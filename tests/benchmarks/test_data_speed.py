@@ -1,5 +1,6 @@
 import math
 import os
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -7,6 +8,7 @@ from PIL import Image
 from tests.helpers import counting_frames, encode, has_backend, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.benchmarks.data import lower_bound, measure_data, one_core, readable
+from vidrobust.data.prepare.pack import pack
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +18,15 @@ def cfg(ucf):
     )
 
 
-def test_every_loader_is_measured_in_every_round(cfg, ucf):
-    rows = measure_data(cfg, readable(cfg, 16), rounds=2, prepared=str(ucf))
+def test_every_loader_is_measured_in_every_round(cfg, ucf, tmp_path):
+    archive = tmp_path / "x.tar"
+    pack(Path(ucf), archive)
+    chosen = readable(cfg, 16)
+    rows = measure_data(cfg, chosen, rounds=2, prepared=str(ucf), archive=str(archive))
     names = [row.name for row in rows]
     for loader in ("bare decoder", "vidrobust", "pytorchvideo"):
         assert {f"{loader}, pyav", f"{loader}, decord"} <= set(names)
-    assert names[-1] == "vidrobust, re-encoded files"
+    assert names[-2:] == ["vidrobust, re-encoded files", "vidrobust, tar archive"]
     for row in rows:
         median, low, high = row.clips_s
         assert len(row.videos_s) == 2 and not row.reason and 0 < low <= median <= high

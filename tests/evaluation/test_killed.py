@@ -138,6 +138,7 @@ def test_two_ranks_extract_what_one_does_and_write_it_once(run):
     with np.load(run / "alone.npz") as alone, np.load(run / "shared.npz") as shared:
         for key in alone.files:
             assert np.array_equal(alone[key], shared[key]), key
+    assert (run / "alone.npz").read_bytes() == (run / "shared.npz").read_bytes()
     assert not list(run.glob("*.partial"))
 
 

@@ -203,6 +203,17 @@ def test_clusters_of_random_features_are_told(ucf, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_two_ranks_cluster_the_features_of_one_process(ucf, tmp_path):
+    words = ("method.name=supervised", "method.clusters=3", "train.max_steps=1")
+    words = (*words, "eval.batch_size=3")
+    one = train_state(tiny_config(ucf, *words), tmp_path / "one")
+    two = two_ranks(tmp_path, *words, f"data.root={ucf}")
+    (key,) = (key for key in one["method"] if key.endswith("pseudo.labels"))
+    assert one["method"][key].unique().tolist() == [0, 1, 2]
+    assert torch.equal(one["method"][key], two["method"][key])
+
+
 @pytest.mark.parametrize("name", ["clae", "rocl", "acl", "pgd", "trades", "free"])
 def test_a_run_that_diverges_says_so_with_an_adversary(ucf, tmp_path, name):
     words = ["method.name=supervised"] if name in ("pgd", "trades", "free") else []

@@ -81,7 +81,9 @@ class Row:
         return statistics.median(rates), min(rates), max(rates)
 
 
-def print_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str) -> None:
+def print_data(
+    cfg: config.Config, *, videos: int, rounds: int, prepared: str, archive: str = ""
+) -> None:
     """Print the rate of each loader, and the parts of our loader's time.
 
     Args:
@@ -89,9 +91,10 @@ def print_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str) -
         videos: number of videos per round and loader.
         rounds: rounds to measure.
         prepared: root of the same data set with re-encoded files; "" for none.
+        archive: data.archive of the same data set; "" for none.
     """
     chosen = readable(cfg, videos)
-    rows = measure_data(cfg, chosen, rounds=rounds, prepared=prepared)
+    rows = measure_data(cfg, chosen, rounds=rounds, prepared=prepared, archive=archive)
     print(
         f"{rounds} rounds of {videos} videos, {cfg.data.frames} frames at stride"
         f" {cfg.data.stride}, two views"
@@ -111,7 +114,12 @@ def print_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str) -
 
 
 def measure_data(
-    cfg: config.Config, chosen: list[Record], *, rounds: int, prepared: str = ""
+    cfg: config.Config,
+    chosen: list[Record],
+    *,
+    rounds: int,
+    prepared: str = "",
+    archive: str = "",
 ) -> list[Row]:
     """Time every loader once per round, on random clips: two views of each video.
 
@@ -122,6 +130,7 @@ def measure_data(
         chosen: videos to load.
         rounds: rounds to measure.
         prepared: root of the same data set with re-encoded files, for an additional row.
+        archive: data.archive of the same data set, for an additional row.
     """
     with open_video(chosen[0].path) as first:
         backends = _video_backends() if first.backend == "pyav" else ("auto",)
@@ -130,7 +139,9 @@ def measure_data(
     rows = []
     for name, loader in loaders.items():
         for backend in backends:
-            if loader is not _theirs or backend in ("pyav", "decord"):
+            # pytorchvideo reads loose files, with one of two decoders
+            theirs = backend in ("pyav", "decord") and not cfg.data.archive
+            if loader is not _theirs or theirs:
                 measure = functools.partial(loader, chosen, cfg, backend)
                 rows.append(Row(f"{name}, {backend}", 1, measure))
     # all cores
@@ -142,6 +153,12 @@ def measure_data(
         small = readable(_with_root(cfg, prepared), len(chosen))
         reencoded = functools.partial(_ours, small, cfg, "auto")
         rows.append(Row("vidrobust, re-encoded files", 1, reencoded))
+    if archive:
+        packed = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, archive=archive))
+        members = readable(packed, len(chosen))
+        rows.append(
+            Row("vidrobust, tar archive", 1, functools.partial(_ours, members, cfg, "auto"))
+        )
     # in turn, so that a change in the machine's load affects all loaders
     for _ in range(rounds):
         for row in rows:

@@ -75,7 +75,11 @@ def main() -> None:
 # benchmark -> function of configuration and arguments; `attacks` needs a checkpoint too
 _PRINTERS: dict[str, Callable[[config.Config, argparse.Namespace], None]] = {
     "data": lambda cfg, args: print_data(
-        cfg, videos=args.videos, rounds=args.rounds, prepared=args.prepared
+        cfg,
+        videos=args.videos,
+        rounds=args.rounds,
+        prepared=args.prepared,
+        archive=args.archive,
     ),
     "corruptions": lambda cfg, args: print_corruptions(
         cfg, rounds=args.rounds, sizes=args.sizes, video=args.video
@@ -117,6 +121,9 @@ def arguments() -> argparse.Namespace:
     _add_numbers(parser)
     parser.add_argument(
         "--prepared", default="", help="data: root of the same data set, re-encoded by prepare.py"
+    )
+    parser.add_argument(
+        "--archive", default="", help="data: the same data set as data.archive reads it"
     )
     parser.add_argument(
         "--checkpoint", type=Path, help="attacks: a run's folder or a checkpoint file"

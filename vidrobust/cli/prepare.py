@@ -10,6 +10,7 @@
         --output /path/to/ucf101_texture
     python datasets/prepare.py split data.name=class_folder data.root=/path/to/videos \\
         --fractions 0.7,0.1,0.2
+    python datasets/prepare.py pack data.root=/path/to/ucf101 --output /path/to/ucf101.tar
 
 scan     decodes every file once, and writes <data.root>/manifest.jsonl, for data.manifest=FILE, and
          manifest.jsonl.bad.txt, which lists bad files with reasons
@@ -20,6 +21,8 @@ texture  writes a texture for each file, synthesized from two of its patches, th
          random one, for data.twins
 split    writes train.txt, val.txt and test.txt for a folder of classes, for data.name=list; every
          class has the same fractions, and the files are not read
+pack     writes all files below data.root into one tar archive, for data.archive; the same files
+         always give the same bytes
 """
 
 import argparse
@@ -31,11 +34,13 @@ from typing import Any
 from vidrobust import config
 from vidrobust.cli import common
 from vidrobust.data import Encoding, Record, all_records, find_format, is_image, reencode, scan
+from vidrobust.data.prepare.pack import pack
 from vidrobust.data.prepare.reencode import CODECS
 from vidrobust.data.prepare.split import LISTS, Split, parse_fractions, split_records, write_split
 from vidrobust.data.prepare.texture_twins import KINDS
 from vidrobust.data.records import require_root
 from vidrobust.data.scan import notes
+from vidrobust.data.tar_index import require_index
 from vidrobust.evaluation.natural.corruption import check_corruptions, without_effect
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
@@ -47,15 +52,15 @@ _TEXTURE = Encoding(short_side=224, codec="libx264", quality=16, texture="moving
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = common.parser(__doc__, ("scan", "resize", "corrupt", "texture", "split"))
+    parser = common.parser(__doc__, ("scan", "resize", "corrupt", "texture", "split", "pack"))
     parser.add_argument(
         "--cfg", help="config file that names the data set, instead of data.name and data.root"
     )
     parser.add_argument(
         "--output",
         type=Path,
-        help="scan: the manifest; split: the folder of the lists (data.root); otherwise the folder"
-        " of the copies",
+        help="scan: the manifest; split: the folder of the lists (data.root); pack: the archive;"
+        " otherwise the folder of the copies",
     )
     parser.add_argument(
         "--workers",
@@ -108,7 +113,9 @@ def arguments() -> argparse.Namespace:
         " their path below data.root, stay in one list; such as _(g[0-9]+)_",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="split: replace lists that are there"
+        "--overwrite",
+        action="store_true",
+        help="split, pack: replace lists, or the archive, that are there",
     )
     return parser.parse_intermixed_args()
 
@@ -127,8 +134,17 @@ def main() -> None:
         if value is not None and not 0 < value <= 10**6:
             raise UserError(f"--{name} {value:g}: must be greater than 0, and at most 1e6")
     if args.command not in ("scan", "split") and args.output is None:
-        raise UserError(f"{args.command} needs --output FOLDER; the source is never changed")
+        kind = "FILE.tar" if args.command == "pack" else "FOLDER"
+        raise UserError(f"{args.command} needs --output {kind}; the source is never changed")
     start_logging(None)
+    if args.command == "pack":  # it packs a folder, whatever its format
+        pack_files(args, cfg)
+        return
+    if cfg.data.archive and args.command != "scan":
+        raise UserError(
+            f"data.archive={cfg.data.archive}: {args.command} reads loose files; unpack the archive"
+            " (tar -xf) and set data.root to its folder"
+        )
     if args.command == "split":  # it reads one list, without a test list
         split_files(args, cfg)
         return
@@ -178,6 +194,22 @@ def scan_files(args: argparse.Namespace, cfg: config.Config, records: list[Recor
     log.info(
         f"{len(rows)} files, {bad} bad, {len(faulty) - bad} damaged but used: {manifest}"
         f" ({manifest}.bad.txt)"
+    )
+
+
+def pack_files(args: argparse.Namespace, cfg: config.Config) -> None:
+    """Pack the files below data.root into one archive, and index it.
+
+    Args:
+        args: command line.
+        cfg: folder of the data set.
+    """
+    root = require_root(Path(cfg.data.root).expanduser(), cfg.data.name)
+    count = pack(root, args.output, overwrite=args.overwrite)
+    names = len(require_index(args.output))
+    log.info(
+        f"{count} files of {root}, {names} names with the folders, in"
+        f" {args.output}: data.archive={args.output} reads them"
     )
 
 

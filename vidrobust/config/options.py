@@ -162,6 +162,11 @@ class DataConfig:
         2, "data-loading processes per rank; 0 decodes in the training process", low=0
     )
     motionshapes: MotionShapes = field(default_factory=MotionShapes)
+    archive: str = option(
+        "",
+        "tar archive of the data set, a folder of .tar files or a pattern of them, read in place as"
+        " if unpacked in data.root; datasets/prepare.py pack writes one; empty: loose files",
+    )
 
 
 @dataclass

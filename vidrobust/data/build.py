@@ -42,6 +42,7 @@ from vidrobust.data.sampling import (
     Policy,
 )
 from vidrobust.data.scan import apply_manifest
+from vidrobust.data.tar_tree import find_archives, unpacked
 from vidrobust.utils.errors import UserError, lookup
 from vidrobust.views import AugmentSpec
 
@@ -129,10 +130,12 @@ FORMATS: dict[str, FormatSpec] = {
     "cifar10": FormatSpec(
         functools.partial(torchvision_images, "CIFAR10"),
         "what torchvision.datasets has downloaded there",
+        has_files=False,
     ),
     "cifar100": FormatSpec(
         functools.partial(torchvision_images, "CIFAR100"),
         "what torchvision.datasets has downloaded there",
+        has_files=False,
     ),
     "motionshapes": FormatSpec(
         ucf101,  # drawn in the layout of UCF101
@@ -141,6 +144,7 @@ FORMATS: dict[str, FormatSpec] = {
         draw=_draw_motionshapes,
         copies_as="ucf101",  # read as motionshapes, a copy would be refused for its options
         second_cues=texture_classes,
+        has_files=False,
     ),
 }
 # names of the formats in which data.fold chooses one of several official splits
@@ -158,6 +162,7 @@ def find_format(name: str) -> FormatSpec:
             functools.partial(torchvision_images, inner),
             "any classification data set of torchvision.datasets that has training and test splits,"
             " or one list, by its class's name, such as `torchvision:SVHN`",
+            has_files=False,
         )
     return lookup(FORMATS, name, "data.name")
 
@@ -240,12 +245,38 @@ def _parse(cfg: config.DataConfig, split: str, fold: int) -> Parsed:
     spec = find_format(cfg.name)
     # A root such as `a:b` is made absolute, as FFmpeg would read "a:" as a protocol.
     root = Path(file_path(Path(cfg.root).expanduser()))
+    if cfg.archive and not spec.has_files:
+        raise UserError(
+            f"data.archive={cfg.archive}: data.name={cfg.name} is not read from files that an"
+            " archive could hold; set data.archive= to run without"
+        )
     if spec.draw is not None:
         spec.draw(root, cfg)
-    records, classes = spec.parse(require_root(root, cfg.name), split, fold)
+    if cfg.archive:
+        records, classes = _parse_archives(cfg, root, split, fold)
+    else:
+        records, classes = spec.parse(require_root(root, cfg.name), split, fold)
     if cfg.series:
         records = [replace(record, series=cfg.series) for record in records]
     return records, classes
+
+
+def _parse_archives(cfg: config.DataConfig, root: Path, split: str, fold: int) -> Parsed:
+    """Return the records and classes of one split of a data set in archives.
+
+    Args:
+        cfg: the data options.
+        root: data.root, where archives seem to be unpacked.
+        split: "train" or "test".
+        fold: number of the official split.
+    """
+    spec = find_format(cfg.name)
+    top, tree = unpacked(find_archives(cfg.archive), root)
+    try:
+        records, classes = spec.parse(top, split, fold)
+    except UserError as error:
+        raise UserError(f"{error}{tree.hint()}") from None
+    return [tree.located(record) for record in records], classes
 
 
 def train_dataset(  # noqa: PLR0913  (public function, whose signature stays)
@@ -384,9 +415,14 @@ def _twins(cfg: config.DataConfig, records: list[Record]) -> Twins:
             "data.twins is empty: texture, of method.negatives.names or eval.bias, needs the folder"
             " that datasets/prepare.py texture writes; set data.twins to it"
         )
-    twins = Twins(cfg.root, cfg.twins)
+    twins = _twins_of(cfg)
     twins.require(records)
     return twins
+
+
+def _twins_of(cfg: config.DataConfig) -> Twins:
+    """Return where the texture twins of the data set are, unchecked."""
+    return Twins(cfg.root, cfg.twins, find_archives(cfg.archive) if cfg.archive else ())
 
 
 def eval_dataset(
@@ -440,7 +476,7 @@ def texture_twins(
 
 def doubt_of_twins(cfg: config.DataConfig) -> str:
     """Return why data.twins may be the textures of another data set; "" for no doubt."""
-    return Twins(cfg.root, cfg.twins).doubt()
+    return _twins_of(cfg).doubt()
 
 
 def second_cues(

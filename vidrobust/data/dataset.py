@@ -26,6 +26,7 @@ from vidrobust.data.clip_reader import ClipReader, Sample
 from vidrobust.data.decoding.images import in_memory
 from vidrobust.data.isolation import Child, ChildDied, start_nursery
 from vidrobust.data.loader import BatchLoader
+from vidrobust.data.places import is_folder
 from vidrobust.data.prepare.texture_twins import Twins
 from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ASSUMED_FPS, ClipSpec
@@ -157,7 +158,7 @@ class ClipDataset(Dataset):
         """
         lines = []
         first = self.records[0].path if len(self.records) else ""
-        has_no_rate = os.path.isdir(first) or first.endswith(".npy")
+        has_no_rate = is_folder(first) or first.endswith(".npy")
         if self.spec.fps and self.spec.frames > 1 and has_no_rate:
             lines.append(
                 f"frames per second of {first} and others are unknown: {ASSUMED_FPS} are assumed"

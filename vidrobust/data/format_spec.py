@@ -33,6 +33,7 @@ class FormatSpec:
         copies_as: name of the format in which copies of the files are read; empty: this format.
         second_cues: root -> (uid of a video -> name of the class that a second cue suggests); None:
             such classes are unknown.
+        has_files: whether the data set is files under root that an archive may hold.
     """
 
     parse: Parser
@@ -43,6 +44,7 @@ class FormatSpec:
     draw: Callable[[Path, config.DataConfig], None] | None = None
     copies_as: str = ""
     second_cues: Callable[[Path], dict[str, str]] | None = None
+    has_files: bool = True
 
     def __call__(self, root: Path, split: str, fold: int) -> Parsed:
         """Return the records and classes of one split.

@@ -7,7 +7,6 @@ a list is reported with the file and the line. Formats whose lists name a video 
 """
 
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,6 +23,8 @@ from vidrobust.data.records import (
     composed,
     file_path,
     files_below,
+    is_file,
+    is_folder,
     is_hidden,
     lines,
     odd_name,
@@ -520,8 +521,8 @@ def _warn_of_skipped(top: Path, skipped: list[Path], suffixes: set[str] | None) 
 def _is_clip(entry: Path, suffixes: set[str] | None) -> bool:
     """Return whether an entry is a file with one of the suffixes, or for None a folder."""
     if suffixes is None:
-        return os.path.isdir(entry)
-    return entry.suffix.lower() in suffixes and os.path.isfile(entry)
+        return is_folder(entry)
+    return entry.suffix.lower() in suffixes and is_file(entry)
 
 
 def _ranks(classes: list[str]) -> Mapping[str, int]:
@@ -538,7 +539,7 @@ def _ranks(classes: list[str]) -> Mapping[str, int]:
 def _folders(top: Path) -> list[Path]:
     """Return the folders inside a folder, sorted, without hidden ones."""
     entries = (entry for entry in top.iterdir() if not is_hidden(entry.name))
-    return sorted(entry for entry in entries if os.path.isdir(entry))
+    return sorted(entry for entry in entries if is_folder(entry))
 
 
 def _lists_in(folder: Path, pattern: str) -> list[Path]:

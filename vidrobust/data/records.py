@@ -7,10 +7,11 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidrobust.data.places import exists
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import shown
 
@@ -185,8 +186,8 @@ def require_root(root: Path, name: str) -> Path:
     """Return the root of a data set; raise UserError with a hint if it is not a folder."""
     if root.is_file():
         raise UserError(
-            f"{root} is a file; data.root is a folder (data.name={name}; datasets/README.md says"
-            " more)"
+            f"{root} is a file; data.root is a folder, and data.archive a tar archive"
+            f" (data.name={name}; datasets/README.md says more)"
         )
     if not root.is_dir():
         raise UserError(
@@ -315,7 +316,7 @@ class Missing:
         # Only names below the top are searched for other spellings.
         if not parts or Path(name).is_absolute() or ".." in parts:
             path = self.top / name
-            return (path, "") if parts and os.path.exists(path) else (None, odd_name(name))
+            return (path, "") if parts and exists(path) else (None, odd_name(name))
         # Go down folder by folder. Each folder is listed once, which is faster than one call per
         # file.
         path = self.top
@@ -337,9 +338,7 @@ class Missing:
     def _names(self, folder: Path) -> set[str]:
         """Return the names in a folder without dangling links; each folder is listed once."""
         if folder not in self.folders:
-            entries = os.scandir(folder) if os.path.isdir(folder) else ()
-            existing = (e for e in entries if not e.is_symlink() or os.path.exists(e.path))
-            self.folders[folder] = {entry.name for entry in existing}
+            self.folders[folder] = set(entries(folder)) if is_folder(folder) else set()
         return self.folders[folder]
 
     def _alike(self, folder: Path) -> dict[str, list[str]]:
@@ -475,23 +474,57 @@ def files_below(top: Path) -> Iterator[Path]:
     # is yielded when it is taken from the stack.
     stack: list[tuple[Path, bool, tuple[str, ...]]] = [(top, True, ())]
     while stack:
-        path, is_folder, above = stack.pop()
-        if not is_folder:
+        path, listed, above = stack.pop()
+        if not listed:
             yield path
             continue
         # A link back to a folder above would make an endless loop.
         real = os.path.realpath(path)
         if real in above:
             continue
-        with os.scandir(path) as entries:
-            names = [(e.name, _is_folder(e)) for e in entries if not is_hidden(e.name)]
+        found = sorted(entries(path, dangling=True).items(), reverse=True)
         inside = (*above, real)
-        stack += [(path / name, folder, inside) for name, folder in sorted(names, reverse=True)]
+        stack += [(path / name, folder, inside) for name, folder in found if not is_hidden(name)]
+
+
+def entries(folder: Path, *, dangling: bool = False) -> dict[str, bool]:
+    """Return name -> whether it is a folder, of what is in a folder.
+
+    Args:
+        folder: the folder, on disk or of an archive.
+        dangling: whether links that lead nowhere are included.
+    """
+    # A `TreePath` knows the members of archives.
+    names: Callable[[], dict[str, bool]] | None = getattr(folder, "names", None)
+    if names is not None:
+        return names()
+    with os.scandir(folder) as found:
+        return {
+            entry.name: _is_folder(entry)
+            for entry in found
+            if dangling or not entry.is_symlink() or os.path.exists(entry.path)
+        }
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a folder; False for a link to itself."""
     try:
         return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; False if that cannot be found out."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; False if that cannot be found out."""
+    try:
+        return path.is_file()
     except OSError:
         return False

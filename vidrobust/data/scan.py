@@ -29,7 +29,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from stat import S_ISDIR
 from typing import Any
 
 import av
@@ -58,7 +57,9 @@ from vidrobust.data.decoding.pyav import (
 )
 from vidrobust.data.decoding.read_frames import BACKENDS, CHECKED, open_video
 from vidrobust.data.isolation import NO_ANSWER, ChildDied, in_children
+from vidrobust.data.places import file_size, is_folder, place_below, stamp
 from vidrobust.data.records import Record
+from vidrobust.data.tar_index import ArchiveError
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 
@@ -244,7 +245,7 @@ def probe(path: str, *, backend: str = "", series: str = "", count: int = 0) -> 
         count: how many images a list promises; 0 for none.
     """
     try:
-        if Path(path).is_dir() or Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        if is_folder(path) or Path(path).suffix.lower() in IMAGE_SUFFIXES:
             return _probe_images(path, series, count)
         row = _probe_video(path)
         if backend and row["frames"]:
@@ -316,7 +317,7 @@ def _probe_images(path: str, series: str, count: int) -> Row:
         series: see `Probe`.
         count: how many images a list promises; 0 for none.
     """
-    files = frame_files(Path(path), series, count) if Path(path).is_dir() else [Path(path)]
+    files = frame_files(Path(path), series, count) if is_folder(path) else [Path(path)]
     shape = None
     odd = 0  # images with another size than the first one
     reason = ""
@@ -500,37 +501,22 @@ def _sha(rows: dict[str, Row]) -> str:
 
 def _key(path: str, root: Path) -> str:
     """Return the path of a file in a manifest: relative to the root if the file is below it."""
-    inside = os.path.relpath(path, root)
+    inside = place_below(path, root)
     return os.path.abspath(path) if inside.startswith("..") else Path(inside).as_posix()
-
-
-def stamp(path: str) -> tuple[int, int]:
-    """Return (size in bytes, time of the last change in ns); (-1, 0) if the path is not accessible.
-
-    The size of a folder is that of its files, and its time the latest one of its files and itself.
-    """
-    try:
-        state = os.stat(path)
-        if not S_ISDIR(state.st_mode):
-            return state.st_size, state.st_mtime_ns
-        entries = [entry.stat() for entry in os.scandir(path)]
-    except OSError:
-        return -1, 0
-    return sum(entry.st_size for entry in entries), max(
-        entry.st_mtime_ns for entry in (state, *entries)
-    )
 
 
 def _resized(path: str, row: Row) -> bool:
     """Return whether a file has another size than its row says.
 
-    One system call answers it; the files in a folder are not checked.
+    The files in a folder are not checked.
     """
     try:
-        now = os.stat(path)
-    except OSError:
-        return row["bytes"] >= 0
-    return not S_ISDIR(now.st_mode) and now.st_size != row["bytes"]
+        size = file_size(path)
+    except ArchiveError:
+        return True
+    if size < 0 and is_folder(path):
+        return False
+    return bool(size != row["bytes"] if size >= 0 else row["bytes"] >= 0)
 
 
 def _stamp_of(row: Row) -> tuple[int, int]:

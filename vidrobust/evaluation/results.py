@@ -32,6 +32,7 @@ _FREE = (
     "data.workers",
     "data.timeout_s",
     "data.root",
+    "data.archive",
     "data.twins",
     "data.manifest",
     "eval.name",

@@ -95,7 +95,13 @@ class Features:
 
 
 class MemoryStore:
-    """Keep rows and features in memory, for few videos or for features that need no resume."""
+    """Keep rows and features in memory, for few videos or for features that need no resume.
+
+    Attributes:
+        shared: whether the ranks share the batches; False: each rank computes all of them.
+    """
+
+    shared = False
 
     def __init__(self, models: int) -> None:
         self.models = models
@@ -125,6 +131,28 @@ class MemoryStore:
         """Do nothing; a DiskStore closes its files here."""
 
 
+class SharedStore(MemoryStore):
+    """Keep rows and features of this rank's batches in memory, until all ranks exchange them."""
+
+    shared = True
+
+    def load(self) -> list[Features]:
+        """Wait for all ranks, then return the features of each model, in the order of records."""
+        own = [np.concatenate(part) if part else None for part in self.parts]
+        ranks = distributed.gathered((self.rows, own))
+        rows = [row for part, _ in ranks for row in part]
+        # features are those of the rows without an error
+        indices = np.array([row["index"] for row in rows if row["error"] is None], np.int64)
+        order = np.argsort(indices, kind="stable")
+        rows.sort(key=lambda row: row["index"])
+        loaded = []
+        for m in range(self.models):
+            parts = [features[m] for _, features in ranks if features[m] is not None]
+            whole = np.concatenate(parts)[order] if parts else np.empty((0, 0, 0), np.float32)
+            loaded.append(Features.of_rows(rows, whole))
+        return loaded
+
+
 class DiskStore:
     """Keep rows and features on disk, from all ranks together.
 
@@ -135,6 +163,8 @@ class DiskStore:
         identity: what the features belong to, as JSON; files of another identity are overwritten.
         half: keep float16 in place of float32.
     """
+
+    shared = True
 
     def __init__(
         self, folder: Path, name: str, models: int, identity: object, *, half: bool = False

@@ -76,13 +76,13 @@ def extract(
     workers: int,
     title: str = "features",
     augmented: bool = False,
-    store: DiskStore | None = None,
+    store: MemoryStore | DiskStore | None = None,
 ) -> list[Features]:
     """Compute the features of every clip under several models, decoding each clip once.
 
-    Memory holds one batch of pixels at a time. With a store, features are written as they are
-    computed, and a killed extraction resumes. Under torchrun, each rank then computes every
-    world-th batch.
+    Memory holds one batch of pixels at a time. With a DiskStore, features are written as they are
+    computed, and a killed extraction resumes. With a DiskStore or a SharedStore, and under
+    torchrun, each rank computes every world-th batch.
 
     Args:
         models: callables (B, 3, T, H, W) -> (B, D), already in evaluation mode.
@@ -135,7 +135,7 @@ def compute_outputs(
 ) -> None:
     """Write the outputs of every clip to a store, except of videos that it already has.
 
-    With a DiskStore and under torchrun, each rank computes every world-th batch.
+    With a store that ranks share, and under torchrun, each rank computes every world-th batch.
 
     Args:
         outputs: clips -> outputs, one for each of the store's, of models in evaluation mode.
@@ -150,7 +150,7 @@ def compute_outputs(
     done = store.done()
     videos = max(1, batch_size // dataset.spec.clips)
     batches = _UnfinishedBatches(len(dataset), videos, done)
-    if isinstance(store, DiskStore):
+    if store.shared:
         batches = batches.of_rank(distributed.rank(), distributed.world())
     quiet = distributed.rank() > 0 or not sys.stderr.isatty()
     with worker_deaths(dataset):

@@ -18,6 +18,7 @@ from vidrobust.data import (
 from vidrobust.methods import Method, build_method, build_negatives, options_with_labels
 from vidrobust.models import AttentiveHead, Backbone, branch_names
 from vidrobust.models.fast_passes import arrange_passes
+from vidrobust.models.feature_store import SharedStore
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.models.low_rank_branch import LowRankBranch
 from vidrobust.models.recompute import recompute_blocks
@@ -256,7 +257,7 @@ def _make_pseudo_labels(
 ) -> None:
     """Cluster the features of the centre clip of each video, if the method uses pseudo-labels.
 
-    Rank 0 computes them for all ranks.
+    The ranks share the features. Rank 0 clusters them for all ranks.
     """
     backbone = method.backbone_to_cluster()
     if backbone is None or method.pseudo is None:
@@ -271,14 +272,16 @@ def _make_pseudo_labels(
         log.info(
             f"features of {len(records)} videos, to be clustered into {list(method.pseudo.counts)}"
         )
-        with evaluation_mode(backbone):
-            (features,) = extract(
-                [backbone],
-                eval_dataset(cfg.data, records, 1),
-                device,
-                batch_size=cfg.eval.batch_size,
-                workers=cfg.data.workers,
-            )
+    with evaluation_mode(backbone):
+        (features,) = extract(
+            [backbone],
+            eval_dataset(cfg.data, records, 1),
+            device,
+            batch_size=cfg.eval.batch_size,
+            workers=cfg.data.workers,
+            store=SharedStore(1),
+        )
+    if distributed.rank() == 0:
         if features.failed:
             log.warning(
                 f"{len(features.failed)} videos do not decode and get no pseudo-label:"

@@ -7,7 +7,7 @@ import torch
 
 from vidrobust import checkpoint, config
 from vidrobust.data import ClipDataset, Record, records_sha
-from vidrobust.data.scan import stamp
+from vidrobust.data.places import stamp
 from vidrobust.methods import Method
 from vidrobust.methods.revisions import REVISION
 from vidrobust.training.auto_rate import AutoRate

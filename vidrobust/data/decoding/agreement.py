@@ -8,7 +8,6 @@ PyAV decodes from the first one on.
 import contextlib
 import functools
 import itertools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from vidrobust.data.decoding.pyav import (
     turned,
     video_stream,
 )
+from vidrobust.data.places import stamp
 
 _THUMB_PX = 32  # height and width at which frames are compared
 _PARTS = 8  # one frame is read from each of so many parts of the video
@@ -55,8 +55,7 @@ def disagreement(backend: str, reader: Reader, path: str) -> str:
     Raises:
         DecodeError: PyAV cannot read the file either.
     """
-    state = os.stat(path)
-    return _disagreement(backend, reader, path, state.st_size, state.st_mtime_ns)
+    return _disagreement(backend, reader, path, *stamp(path))
 
 
 @functools.lru_cache(maxsize=4096)

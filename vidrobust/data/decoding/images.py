@@ -5,11 +5,12 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vidrobust.data.decoding.pyav import DecodeError, one_line
+from vidrobust.data.places import children, readable
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
 TORCHVISION = "torchvision:"  # how the paths of images in data sets of torchvision begin
@@ -86,7 +87,10 @@ class ArrayFile:
 
     def __init__(self, path: str) -> None:
         try:
-            self.array = np.load(path, mmap_mode="r", allow_pickle=False)
+            content = readable(path)
+            # an array in an archive is read whole
+            mode: Literal["r"] | None = "r" if isinstance(content, str) else None
+            self.array = np.load(content, mmap_mode=mode, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DecodeError(f"{path}: not an array, or cut short ({one_line(error)})") from None
         if self.array.ndim != 4 or self.array.shape[3] != 3 or self.array.dtype != np.uint8:
@@ -202,7 +206,7 @@ def frame_files(folder: Path, series: str = "", count: int = 0) -> list[Path]:
             one by; or there is none of that name.
     """
     files_by_series: dict[str, list[Path]] = {}
-    for file in folder.iterdir():
+    for file in children(folder):
         if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".":
             # The last number of a name is replaced by "*".
             name = re.sub(r"\d+(?=\D*$)", "*", file.stem) + file.suffix.lower()
@@ -262,7 +266,7 @@ def pages(path: str) -> int:
     from PIL import Image as Pillow
 
     try:
-        with Pillow.open(path) as image:
+        with Pillow.open(readable(path)) as image:
             return int(getattr(image, "n_frames", 1))
     except Exception:  # a damaged file may raise anything; reading it reports the damage
         return 1
@@ -281,7 +285,7 @@ def _read_image(path: str) -> np.ndarray:
     from PIL import ImageOps
 
     try:
-        with Pillow.open(path) as image:
+        with Pillow.open(readable(path)) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode == "F":
                 raise ValueError("its pixels are floating-point numbers of unknown range")

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import importlib
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +22,7 @@ from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
+from vidrobust.data.places import ffmpeg_url, stamp
 from vidrobust.utils import versions
 from vidrobust.utils.errors import UserError
 
@@ -114,11 +114,6 @@ def _check_count(path: str, present: int, declared: int) -> int:
     return present
 
 
-def _as_file(path: str) -> str:
-    """Return a spelling of a path that no decoder mistakes for a protocol (unlike `a:b.avi`)."""
-    return path if os.path.isabs(path) else os.path.join(os.curdir, path)
-
-
 def _is_picture(stream: Any) -> bool:
     """Return whether a video stream is an attached picture, such as an album cover."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
@@ -158,7 +153,7 @@ def open_container(path: str) -> Any:
 
     The loader's worker processes already provide the parallelism.
     """
-    container = av.open(_as_file(path))
+    container = av.open(ffmpeg_url(path))
     try:
         stream = video_stream(container, path)
     except DecodeError:
@@ -338,7 +333,7 @@ class PyAV:
     @functools.cached_property
     def _packets(self) -> list[_Packet]:
         """Return the packets that are not discarded, in the order of the file."""
-        with av.open(_as_file(self.path)) as container:
+        with av.open(ffmpeg_url(self.path)) as container:
             packets = container.demux(video_stream(container))
             return [
                 _Packet(packet.pts, packet.is_keyframe, _shows(self.codec, packet))
@@ -385,7 +380,7 @@ class PyAV:
             return len(self._packets)
         if self.codec == "mpeg4" and self.shown_packets:
             return self.shown_packets
-        return _check_count(self.path, _decoded_frames(self.path, *_version(self.path)), 0)
+        return _check_count(self.path, _decoded_frames(self.path, *stamp(self.path)), 0)
 
     @property
     def repeated(self) -> int:
@@ -645,15 +640,6 @@ def turned(pixels: np.ndarray, how: Orientation) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _version(path: str) -> tuple[int, int]:
-    """Return the size of a file and the time of its last change.
-
-    Caches use both as keys, so that a changed file is read again.
-    """
-    state = os.stat(path)
-    return state.st_size, state.st_mtime_ns
-
-
 @functools.lru_cache(maxsize=4096)
 def _decoded_frames(path: str, size: int, changed_ns: int) -> int:
     """Return how many frames decode, by decoding all of them.
@@ -750,7 +736,7 @@ class Decord:
         with contextlib.closing(PyAV(path, frames, seekable)) as reference:
             self.num_frames = reference.num_frames
         self.path = path
-        self.reader = decord.VideoReader(_as_file(path), num_threads=1)
+        self.reader = decord.VideoReader(ffmpeg_url(path), num_threads=1)
         self.fps = float(self.reader.get_avg_fps())
         if len(self.reader) < self.num_frames:
             raise DecodeError(
@@ -797,7 +783,7 @@ class TorchCodec:
 
         with contextlib.closing(PyAV(path, frames, seekable)) as reference:
             self.num_frames = reference.num_frames
-        self.decoder = VideoDecoder(_as_file(path), dimension_order="NHWC", num_ffmpeg_threads=1)
+        self.decoder = VideoDecoder(ffmpeg_url(path), dimension_order="NHWC", num_ffmpeg_threads=1)
         self.fps = float(self.decoder.metadata.average_fps or 0)
         if len(self.decoder) < self.num_frames:
             raise DecodeError(

@@ -33,6 +33,7 @@ from vidrobust.data.decoding.pyav import (
     Video,
     one_line,
 )
+from vidrobust.data.places import file_size, is_folder
 from vidrobust.data.records import Record
 from vidrobust.utils.errors import lookup
 
@@ -257,11 +258,12 @@ def _open(
     if path.startswith(TORCHVISION):
         return TorchvisionImage(path)
     file = Path(path)
-    if file.is_dir():
+    if is_folder(path):
         return FrameFolder(path, frames, series)
-    if not file.is_file():
+    size = file_size(path)
+    if size < 0:
         raise DecodeError(f"{path}: no such file")
-    if file.stat().st_size == 0:
+    if size == 0:
         raise DecodeError(f"{path}: the file is empty")
     if is_image(path):
         return Image(path)

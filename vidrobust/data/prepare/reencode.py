@@ -24,10 +24,11 @@ from vidrobust.data.decoding.images import IMAGE_SUFFIXES, TORCHVISION, frame_fi
 from vidrobust.data.decoding.pyav import ONE_THREAD, DecodeError, EncodeError, one_line
 from vidrobust.data.decoding.read_frames import open_video
 from vidrobust.data.isolation import ChildDied, in_children
+from vidrobust.data.places import stamp
 from vidrobust.data.prepare.provenance import MARK, claim
 from vidrobust.data.prepare.texture_twins import KINDS, texture_frames
 from vidrobust.data.records import Record, files_below
-from vidrobust.data.scan import probe, stamp
+from vidrobust.data.scan import probe
 from vidrobust.utils.errors import UserError
 
 log = logging.getLogger("vidrobust")

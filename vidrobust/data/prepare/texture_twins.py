@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vidrobust.data.decoding.images import TORCHVISION
+from vidrobust.data.places import place_below, stamp
 from vidrobust.data.prepare.provenance import read_mark, same_sources, size_of
 from vidrobust.data.records import Record
 from vidrobust.utils.errors import UserError
@@ -74,15 +75,17 @@ class Twins:
     Args:
         root: root of the data set.
         twins: folder of the twins, in which they have the same relative paths.
+        archives: archives that hold the files of the data set; (): they are loose.
     """
 
-    def __init__(self, root: str, twins: str) -> None:
+    def __init__(self, root: str, twins: str, archives: Sequence[Path] = ()) -> None:
         self.root = os.path.abspath(Path(root).expanduser())
         self.twins = os.path.abspath(Path(twins).expanduser())
+        self.archives = tuple(map(str, archives))
 
     def __call__(self, path: str) -> str:
         """Return the path of the twin of a file of the data set."""
-        return os.path.join(self.twins, os.path.relpath(os.path.abspath(path), self.root))
+        return os.path.join(self.twins, place_below(path, self.root))
 
     def require(self, records: Sequence[Record]) -> None:
         """Raise UserError if a record has no twin, or would be its own twin."""
@@ -137,7 +140,7 @@ class Twins:
             )
         # Textures may be of the data set, or of the files that the data set is a resized copy of.
         sizes = mark.get("sources", {})
-        sizes_in_root = {name: size_of(os.path.join(self.root, name)) for name in sizes}
+        sizes_in_root = {name: self._size(name) for name in sizes}
         sizes_copied = (read_mark(self.root) or {}).get("sources", {})
         if not same_sources(sizes, sizes_in_root) and not same_sources(sizes, sizes_copied):
             return (
@@ -145,6 +148,11 @@ class Twins:
                 f" {self.root}: are they of this data set?"
             )
         return ""
+
+    def _size(self, name: str) -> int:
+        """Return the size of a file of the data set; -1 if there is none of that name."""
+        members = (stamp(f"{archive}/{name}")[0] for archive in self.archives)
+        return next((size for size in members if size >= 0), size_of(os.path.join(self.root, name)))
 
 
 def twin_draw(draw: ViewDraw, source: tuple[int, int], twin: tuple[int, int]) -> ViewDraw:

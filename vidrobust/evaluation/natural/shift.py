@@ -222,6 +222,8 @@ def read_other(
             "validation": 0.0,
             "manifest": "",
             "twins": "",
+            # the archive holds the data set of data.root
+            "archive": "" if other.root else own.archive,
         }
     )
     try:

@@ -46,7 +46,7 @@ _CLIP_OPTIONS = (
 )
 # options that decide which videos a split has
 _SPLIT_OPTIONS = (
-    *(f"data.{name}" for name in ("name", "root", "manifest", "fold", "validation")),
+    *(f"data.{name}" for name in ("name", "root", "archive", "manifest", "fold", "validation")),
     *(f"data.motionshapes.{item.name}" for item in fields(config.DataConfig().motionshapes)),
 )
 

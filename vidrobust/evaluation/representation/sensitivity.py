@@ -5,8 +5,9 @@ The measures need no labels (Petrov and Kwiatkowska 2022). `encode` maps clips (
 dimension.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from vidrobust.attacks import (
 from vidrobust.evaluation.representation import geometry
 from vidrobust.evaluation.results import MODEL_FAULT
 from vidrobust.models import Backbone
+from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
 Encode = Callable[[Tensor], Tensor]
@@ -251,8 +253,9 @@ def measure_sensitivity(
     Args:
         backbone: the encoder, in evaluation mode.
         classify: returns logits; used for the gradient of their cross-entropy.
-        clips: returns the same batches each time it is called: x (B, C, T, H, W) and labels (B,).
-            Every sample is a candidate neighbour of the others.
+        clips: returns the same batches each time it is called: x (B, C, T, H, W) and labels (B,),
+            of which B may be 0. Under torchrun each rank has every world-th batch. Every sample is
+            a candidate neighbour of the others.
         eps: Linf budgets, in increasing order.
         seed: seed of the random starts.
 
@@ -262,115 +265,186 @@ def measure_sensitivity(
     """
     generator = torch.Generator().manual_seed(seed)
     # The clean clips decide which ones are measured, at all budgets.
-    masks, gradient_norms, clean_outputs = _measure_clean(backbone, classify, clips)
-    clean, layers = clean_outputs.joined()
+    with distributed.together():
+        own = [_measure_clean(backbone, classify, x, labels) for x, labels in clips()]
+    clean = _of_all_ranks(own)
+    _require_two(clean)
     budgets = []
     for budget in eps:
         threat = ThreatModel("linf", budget)
-        attacked, margins = _attack_all(backbone, clips, masks, threat, generator)
-        budgets.append(_compare(budget, clean, layers, attacked, margins))
-    left_out = sum(int((~mask).sum()) for mask in masks)
+        with distributed.together():
+            own = _attack_all(backbone, clips, clean, threat, generator)
+        budgets.append(_compare(budget, clean, _of_all_ranks(own)))
+    left_out = sum(int((~batch.mask).sum()) for batch in clean)
     warnings = [f"sensitivity: {left_out} clips left out, {MODEL_FAULT}"] if left_out else []
-    return Sensitivity(len(clean), float(torch.cat(gradient_norms).median()), budgets, warnings)
+    norms = torch.cat([batch.numbers for batch in clean])
+    return Sensitivity(len(norms), float(norms.median()), budgets, warnings)
 
 
-def _measure_clean(
-    backbone: Backbone, classify: Predict, clips: Batches
-) -> tuple[list[Tensor], list[Tensor], "_Outputs"]:
+@dataclass(frozen=True)
+class _Batch:
+    """The measured clips of a batch, clean or attacked.
+
+    Attributes:
+        mask: which clips of the batch have finite numbers, and are measured, N of them.
+        shape: (C, T, H, W) of a clip.
+        numbers: gradient norms of clean clips (N,); overlap margins of attacked pairs.
+        encoded: representations (N, D); None for N = 0.
+        layers: name of a layer -> its outputs (N, D_l).
+    """
+
+    mask: Tensor
+    shape: tuple[int, ...]
+    numbers: Tensor
+    encoded: Tensor | None = None
+    layers: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "_Batch":
+        """Return the batch on a device."""
+        return _Batch(
+            self.mask.to(device),
+            self.shape,
+            self.numbers.to(device),
+            None if self.encoded is None else self.encoded.to(device),
+            {name: output.to(device) for name, output in self.layers.items()},
+        )
+
+
+def _of_all_ranks(own: list[_Batch]) -> list[_Batch]:
+    """Return the batches of all ranks in their order; each rank has every world-th one."""
+    if distributed.world() == 1:
+        return own
+    # A rank without batches measures nothing on another device.
+    device = own[0].mask.device if own else torch.device("cpu")
+    ranks = distributed.gathered([batch.to("cpu") for batch in own])
+    columns = itertools.zip_longest(*ranks)
+    return [batch.to(device) for column in columns for batch in column if batch is not None]
+
+
+def _require_two(clean: list[_Batch]) -> None:
+    """Raise UserError for fewer than two clips that decode, or have finite numbers."""
+    decoded = sum(len(batch.mask) for batch in clean)
+    if decoded < 2:
+        raise UserError(
+            "eval.sensitivity: distances need two clips, but fewer test videos decode; set it to 0"
+        )
+    left_out = decoded - sum(int(batch.mask.sum()) for batch in clean)
+    if left_out > decoded - 2:
+        raise UserError(
+            f"eval.sensitivity: distances need two clips, but {left_out} have {MODEL_FAULT}; set it"
+            " to 0"
+        )
+
+
+def _measure_clean(backbone: Backbone, classify: Predict, x: Tensor, labels: Tensor) -> _Batch:
     """Run clean clips through the model, and find those with finite numbers.
 
     Args:
         backbone: the encoder.
         classify: returns logits.
-        clips: the batches, as in `measure_sensitivity`.
-
-    Returns:
-        By batch: masks of the clips with finite numbers; the gradient norms of these clips; and the
-        outputs of the backbone for them.
+        x: clips (B, C, T, H, W); B may be 0.
+        labels: (B,).
 
     Raises:
-        UserError: as `measure_sensitivity` does.
+        UserError: for outputs that are not logits, and labels out of range.
     """
-    masks = []
-    gradient_norms = []
-    clean = _Outputs()
-    for x, labels in clips():
-        # Logits and representation must be finite, and so must the gradient.
-        with torch.no_grad():
-            try:
-                logits = checked_output(called(classify, x), len(x))
-                require_classes(labels, logits.shape[1])
-            except ValueError as error:
-                raise UserError(f"eval.sensitivity: {error}") from None
-            encoded = called(backbone, x, "the backbone")
-            is_finite = finite_logits(logits) & encoded.flatten(1).isfinite().all(1)
-        norms = gradient_norm(partial(_cross_entropy, classify, labels), x)
-        is_finite &= norms.isfinite()
-        masks.append(is_finite)
-        if is_finite.any():
-            gradient_norms.append(norms[is_finite])
-            clean.add(backbone, _kept(x, is_finite))
-    left_out = sum(int((~mask).sum()) for mask in masks)
-    if left_out and sum(int(mask.sum()) for mask in masks) < 2:
-        raise UserError(
-            f"eval.sensitivity: distances need two clips, but {left_out} have {MODEL_FAULT}; set it"
-            " to 0"
-        )
-    return masks, gradient_norms, clean
+    if not len(x):
+        return _Batch(torch.ones(0, dtype=torch.bool, device=x.device), (), x.new_empty(0))
+    # Logits and representation must be finite, and so must the gradient.
+    with torch.no_grad():
+        try:
+            logits = checked_output(called(classify, x), len(x))
+            require_classes(labels, logits.shape[1])
+        except ValueError as error:
+            raise UserError(f"eval.sensitivity: {error}") from None
+        encoded = called(backbone, x, "the backbone")
+        is_finite = finite_logits(logits) & encoded.flatten(1).isfinite().all(1)
+    norms = gradient_norm(partial(_cross_entropy, classify, labels), x)
+    is_finite &= norms.isfinite()
+    batch = _Batch(is_finite, tuple(x.shape[1:]), norms[is_finite])
+    return _with_outputs(batch, backbone, _kept(x, is_finite)) if is_finite.any() else batch
+
+
+@torch.no_grad()
+def _with_outputs(batch: _Batch, backbone: Backbone, x: Tensor) -> _Batch:
+    """Return a batch with the outputs of the backbone for its clips."""
+    return replace(
+        batch, encoded=backbone(x).float(), layers=by_layer(backbone.stored, backbone, x)
+    )
 
 
 def _attack_all(
     backbone: Backbone,
     clips: Batches,
-    masks: Sequence[Tensor],
+    clean: Sequence[_Batch],
     threat: ThreatModel,
     generator: torch.Generator,
-) -> tuple["_Outputs", list[Tensor]]:
-    """Attack all clips within one budget.
+) -> list[_Batch]:
+    """Attack all clips of this rank within one budget.
 
     Args:
         backbone: the encoder.
-        clips: the batches, as in `measure_sensitivity`.
-        masks: the clips of each batch that are measured.
+        clips: the batches of this rank, as in `measure_sensitivity`.
+        clean: the batches of all ranks.
         threat: the budget.
         generator: generator of the random starts.
 
     Returns:
-        Outputs of the backbone for the attacked clips; overlap margins of the pairs, by batch.
+        The batches of this rank.
     """
-    attacked = _Outputs()
-    margins = []
-    for (batch, _), mask in zip(clips(), masks, strict=True):
-        x = _kept(batch, mask)
-        if not len(x):
+    own = iter(clips())
+    attacked = []
+    for number, batch in enumerate(clean):
+        count = int(batch.mask.sum())
+        if number % distributed.world() != distributed.rank():
+            _skip_starts(count, batch.shape, threat, generator)
             continue
-        attacked.add(backbone, displace(backbone, x, threat, generator=generator))
+        x = _kept(next(own)[0], batch.mask)
+        result = replace(batch, numbers=batch.numbers.new_empty(0))
+        if count:
+            moved = displace(backbone, x, threat, generator=generator)
+            result = _with_outputs(result, backbone, moved)
         # A pair is a clip and the one before it; the first clip is paired with the last.
-        if len(x) > 1:
-            margins.append(overlap(backbone, x, x.roll(1, 0), threat, generator=generator))
-    return attacked, margins
+        if count > 1:
+            margins = overlap(backbone, x, x.roll(1, 0), threat, generator=generator)
+            result = replace(result, numbers=margins)
+        attacked.append(result)
+    return attacked
+
+
+def _skip_starts(
+    count: int, shape: tuple[int, ...], threat: ThreatModel, generator: torch.Generator
+) -> None:
+    """Draw the random starts of a batch of another rank, so that those of the next one are alike.
+
+    Args:
+        count: number of its clips.
+        shape: (C, T, H, W) of a clip.
+        threat: the budget; the attacks do not start without one.
+        generator: generator of the random starts.
+    """
+    if not threat.eps or not count:
+        return
+    # one start of `displace`, and two of `overlap`
+    for _ in range(3 if count > 1 else 1):
+        torch.rand((count, *shape), generator=generator, device=generator.device)
 
 
 def _compare(
-    eps: float,
-    clean: Tensor,
-    layers: dict[str, Tensor],
-    attacked_outputs: "_Outputs",
-    margins: Sequence[Tensor],
+    eps: float, clean_batches: Sequence[_Batch], batches: Sequence[_Batch]
 ) -> Displacement:
     """Return the measures of one budget.
 
     Args:
         eps: the budget.
-        clean: representations of the clean clips, (N, D).
-        layers: name of a layer -> its outputs for the clean clips, (N, D_l).
-        attacked_outputs: outputs for the attacked clips, in the same order.
-        margins: overlap margins of the pairs, by batch; none if no batch has two clips.
+        clean_batches: the clean clips.
+        batches: the attacked clips, in the same order. No batch has margins if none has two clips.
     """
-    attacked, attacked_layers = attacked_outputs.joined()
+    clean, layers = _joined(clean_batches)
+    attacked, attacked_layers = _joined(batches)
+    margin = torch.cat([batch.numbers for batch in batches])
     index = torch.arange(len(clean), device=clean.device)
     moved = (attacked - clean).norm(dim=1)
-    margin = torch.cat(list(margins)) if margins else clean.new_empty(0)
     return Displacement(
         eps=eps,
         universal_quantile=float(geometry.universal_quantile(moved, clean).median()),
@@ -384,6 +458,14 @@ def _compare(
     )
 
 
+def _joined(batches: Sequence[_Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return representations (N, D), and name of a layer -> its outputs (N, D_l)."""
+    measured = [batch for batch in batches if batch.encoded is not None]
+    names = measured[0].layers
+    layers = {name: torch.cat([batch.layers[name] for batch in measured]) for name in names}
+    return torch.cat([batch.encoded for batch in measured if batch.encoded is not None]), layers
+
+
 def _kept(x: Tensor, mask: Tensor) -> Tensor:
     """Return the clips of the mask, without a copy if these are all."""
     return x if mask.all() else x[mask]
@@ -392,22 +474,3 @@ def _kept(x: Tensor, mask: Tensor) -> Tensor:
 def _cross_entropy(classify: Predict, labels: Tensor, x: Tensor) -> Tensor:
     """Return the cross-entropy of each sample, (B,)."""
     return F.cross_entropy(checked_output(classify(x), len(x)).float(), labels, reduction="none")
-
-
-class _Outputs:
-    """Collect a backbone's outputs batch by batch: representations, and those of its layers."""
-
-    def __init__(self) -> None:
-        self.encoded: list[Tensor] = []
-        self.layers: list[dict[str, Tensor]] = []
-
-    @torch.no_grad()
-    def add(self, backbone: Backbone, x: Tensor) -> None:
-        """Run a batch of clips through the backbone, and keep its outputs."""
-        self.encoded.append(backbone(x).float())
-        self.layers.append(by_layer(backbone.stored, backbone, x))
-
-    def joined(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return representations (N, D), and name of a layer -> its outputs (N, D_l)."""
-        layers = {name: torch.cat([f[name] for f in self.layers]) for name in self.layers[0]}
-        return torch.cat(self.encoded), layers

@@ -14,10 +14,9 @@ from vidrobust.evaluation.adversarial.targets import clip_units
 from vidrobust.evaluation.representation.geometry import Geometry, describe
 from vidrobust.evaluation.representation.sensitivity import Sensitivity, measure_sensitivity
 from vidrobust.models import Model
-from vidrobust.models.feature_store import Features
+from vidrobust.models.feature_store import Features, SharedStore
 from vidrobust.models.inference import extract
 from vidrobust.utils import distributed
-from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
 ALIGNED = 1000  # largest number of test videos whose augmented views are compared
@@ -42,8 +41,6 @@ def geometry_of(
     Returns:
         "trained" and "random" -> what `describe` returns; None on ranks other than the first.
     """
-    if distributed.rank() > 0:
-        return None
     # The views are those of training, without corruptions. A video that does not decode is left
     # out; training would replace it by another one.
     pairs = train_dataset(
@@ -58,7 +55,10 @@ def geometry_of(
         workers=cfg.data.workers,
         title="views",
         augmented=True,
+        store=SharedStore(len(models)),
     )
+    if distributed.rank() > 0:
+        return None
     return {
         name: describe(test.features, test.labels, pair.features)
         for name, test, pair in zip(("trained", "random"), queries, views, strict=False)
@@ -78,12 +78,12 @@ def sensitivity_of(
         device: device of the model.
 
     Returns:
-        What `measure_sensitivity` returns; None for no videos, and on ranks other than the first.
+        What `measure_sensitivity` returns; None for no videos. The ranks share the batches.
 
     Raises:
         UserError: if fewer than two videos decode.
     """
-    if not some or distributed.rank() > 0:
+    if not some:
         return None
     log.info(f"sensitivity of {len(some)} clips at {len(cfg.eval.sensitivity_eps)} budgets")
     dataset = eval_dataset(cfg.data, some, 1)
@@ -95,7 +95,7 @@ def sensitivity_of(
 def _read_clips(
     cfg: config.Config, dataset: ClipDataset, predict: Predict, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of clips and labels.
+    """Yield this rank's batches of clips and labels; one is empty if none of its videos decodes.
 
     Clips are decoded again for each budget, as the pixels of all of them would not fit in memory.
 
@@ -104,19 +104,10 @@ def _read_clips(
         dataset: the clips.
         predict: the classifier.
         device: device that the clips are moved to.
-
-    Raises:
-        UserError: if fewer than two videos decode.
     """
     batch_size = cfg.eval.batch_size
     numbers = list(range(len(dataset.records)))
     batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
-    decoded = 0
-    for unit in clip_units(predict, dataset, batches, cfg.data.workers, device):
-        decoded += len(unit.uids)
-        if unit.uids:
-            yield unit.x, unit.labels
-    if decoded < 2:
-        raise UserError(
-            "eval.sensitivity: distances need two clips, but fewer test videos decode; set it to 0"
-        )
+    own = batches[distributed.rank() :: distributed.world()]
+    for unit in clip_units(predict, dataset, own, cfg.data.workers, device):
+        yield unit.x, unit.labels
