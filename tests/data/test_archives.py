@@ -234,7 +234,8 @@ def test_an_archive_of_the_folder_itself_gets_a_hint(tmp_path):
         build_records(DataConfig(archive=str(archive)), "train")
 
 
-def test_data_sets_that_are_not_files_are_refused(tmp_path):
+def test_data_sets_that_are_not_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     archive = _packed(tiny_ucf101(tmp_path / "data"), tmp_path / "data.tar")
     for name in ("cifar10", "torchvision:SVHN", "motionshapes"):
         with pytest.raises(UserError, match=r"data.archive=.*: data.name=.* is not read from"):

@@ -414,8 +414,13 @@ def test_blocks_that_are_computed_again_train_as_before(ucf, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [(), (f"{ADVERSARY}name=clae",)], ids=["simclr", "clae"])
-def test_micro_batches_of_two_ranks_are_those_of_one_process(ucf, tmp_path, words):
+@pytest.mark.parametrize(
+    ("words", "error"),
+    # the sign of a pixel's gradient, which CLAE follows, is rounding alone where that is near 0
+    [((), 1e-4), ((f"{ADVERSARY}name=clae",), 1e-2)],
+    ids=["simclr", "clae"],
+)
+def test_micro_batches_of_two_ranks_are_those_of_one_process(ucf, tmp_path, words, error):
     """The halves of a batch have the same parts of two clips, so that also batch norms agree."""
     # at 16 px the last norms see two numbers, whose gradient is rounding alone
     words = (*words, "data.size=64", "data.short_side=64")
@@ -427,11 +432,10 @@ def test_micro_batches_of_two_ranks_are_those_of_one_process(ucf, tmp_path, word
     names = [key for key, value in one["model"].items() if value.is_floating_point()]
     weights = [key for key in names if "running_" not in key]  # rank 0 saw its own parts alone
     start = train_state(tiny_config(ucf, *words, "optim.lr=1e-30"), tmp_path / "start")["model"]
-    moved = 0.0
     for key in weights:
-        assert torch.allclose(one["model"][key], ours["model"][key], atol=1e-5), key
-        moved = max(moved, float((one["model"][key] - start[key]).abs().max()))
-    assert moved > 1e-3
+        moved = (one["model"][key] - start[key]).norm()
+        assert moved > 1e-3, key
+        assert (one["model"][key] - ours["model"][key]).norm() < error * moved, key
 
 
 @pytest.mark.parametrize(
