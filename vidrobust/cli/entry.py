@@ -7,6 +7,7 @@ from importlib import import_module
 
 from vidrobust import __version__
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.slurm_ranks import adopt_slurm_ranks
 from vidrobust.utils.stopping import exit_on_stop_signals
 from vidrobust.utils.text import visible
 
@@ -54,6 +55,7 @@ def run_tool(name: str) -> None:
     if name in _DEVELOPER_TOOLS:
         import_module(f"vidrobust.cli.{name}").main()
         return
+    adopt_slurm_ranks()
     exit_on_stop_signals()  # before the imports below, which take seconds
     tool = import_module(f"vidrobust.cli.{name}")
     if name in _WITHOUT_TORCH:
