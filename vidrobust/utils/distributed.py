@@ -102,7 +102,10 @@ def _join(backend: str) -> None:
     meet(_ranks.store, count)
     _ranks.launch = launch_name(store)
     _start_watch(number, count, limit_s)  # before anything that waits for others
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+    # its own part of the store: another try has left the addresses of its ranks there
+    dist.init_process_group(
+        backend, store=_ranks.store, rank=number, world_size=count, timeout=timeout
+    )
     _ranks.store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
     _gloo()  # created by all ranks together, so here
     # Read all now: without torchrun the store belongs to rank 0, and ends with it.
