@@ -3,7 +3,7 @@
 import pytest
 
 from tests import processes
-from vidrobust.cli import soak
+from vidrobust.cli import soak_runs as soak
 
 pytestmark = pytest.mark.slow
 

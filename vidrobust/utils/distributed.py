@@ -242,6 +242,8 @@ def first_to_tell(message: str) -> bool:
 
 def _claim(message: str) -> bool | None:
     """Return whether this rank is the first to report; None if there is no shared store."""
+    if _ranks.watch is not None and {STOPPED, FAILED} & set(_ranks.watch.lost.values()):
+        return False  # that rank has reported
     with suppress(RuntimeError, ValueError, KeyError, TimeoutError):
         if _ranks.store is None:
             _ranks.early_store = _ranks.early_store or store_before_meeting()
@@ -256,7 +258,7 @@ def _living_store() -> Any:
     if _ranks.store is not None and _ranks.processes and not launcher_holds_store():
         host, pid = _ranks.processes[0]
         lost = _ranks.watch.lost if _ranks.watch is not None else {}
-        if 0 in lost or (host == socket.gethostname() and not _is_alive(pid)):
+        if lost.get(0) in (HUNG, DIED) or (host == socket.gethostname() and not _is_alive(pid)):
             return None
     return _ranks.store
 

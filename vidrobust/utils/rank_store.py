@@ -17,7 +17,8 @@ import torch.distributed as dist
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.slurm_ranks import started_by_srun
 
-_MEETING = timedelta(minutes=5)  # from the first rank's start to the last one's
+_MEETING_VARIABLE = "VIDROBUST_MEETING_S"
+_MEETING_S = 300.0  # from the first rank's start to the last one's
 _REFUSAL_S = 8.0  # how long ranks that end before they have met wait for each other
 ANSWER_S = 4.0
 _POLL_S = 0.1
@@ -26,6 +27,19 @@ _POLL_S = 0.1
 def launcher_holds_store() -> bool:
     """Return whether the store is torchrun's; otherwise it is rank 0's, and ends with it."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _meeting() -> timedelta:
+    """Return how long a rank waits for the others at its start.
+
+    Raises:
+        UserError: if VIDROBUST_MEETING_S is not a number above 0.
+    """
+    text = os.environ.get(_MEETING_VARIABLE, str(_MEETING_S))
+    with suppress(ValueError, OverflowError):
+        if float(text) > 0:
+            return timedelta(seconds=float(text))
+    raise UserError(f"{_MEETING_VARIABLE}={text}: must be seconds, more than 0")
 
 
 def _prefix() -> str:
@@ -47,8 +61,8 @@ def open_store() -> tuple[Any, int, int]:
     count = int(os.environ["WORLD_SIZE"])
     try:
         if launcher_holds_store():
-            return next(dist.rendezvous("env://", timeout=_MEETING))
-        if number > 0 and not _is_reachable(_MEETING.total_seconds()):
+            return next(dist.rendezvous("env://", timeout=_meeting()))
+        if number > 0 and not _is_reachable(_meeting().total_seconds()):
             raise _not_met("nothing answers there")
         return _rank_0s_store(serves=number == 0), number, count
     except (dist.DistError, ValueError) as error:
@@ -58,7 +72,7 @@ def open_store() -> tuple[Any, int, int]:
 def _rank_0s_store(*, serves: bool) -> Any:
     address, port = _address()
     return dist.TCPStore(
-        address, port, None, serves, _MEETING, wait_for_workers=False, multi_tenant=True
+        address, port, None, serves, _meeting(), wait_for_workers=False, multi_tenant=True
     )
 
 
@@ -67,7 +81,7 @@ def _not_met(reason: str) -> UserError:
     return UserError(
         f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at"
         f" MASTER_ADDR:MASTER_PORT={address}:{port} ({reason}); start all ranks within"
-        f" {_MEETING.seconds // 60} minutes"
+        f" {_meeting().total_seconds():g} s, or set {_MEETING_VARIABLE}"
     )
 
 
@@ -95,7 +109,7 @@ def meet(store: Any, count: int) -> None:
     Raises:
         UserError: if a rank has ended, or is late; for tasks of srun with different arguments.
     """
-    deadline = time.monotonic() + _MEETING.total_seconds()
+    deadline = time.monotonic() + _meeting().total_seconds()
     store.add("arrived", 1)
     while (arrived := store.add("arrived", 0)) < count:
         if store.check(["cause"]):  # that rank has reported it
