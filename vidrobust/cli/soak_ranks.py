@@ -236,6 +236,8 @@ class Group:
 def small_disk(folder: Path) -> Iterator[bool]:
     """Mount a small file system on a folder, if this user may; yield whether it is mounted."""
     folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_mount():  # a soak was killed
+        subprocess.run(["umount", str(folder)], check=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MIB}m", "tmpfs", str(folder)]
     mounted = bool(shutil.which("mount"))
     mounted = mounted and subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -457,6 +459,7 @@ def soak_ranks(
     """
     root = make_links(out / "data_short", "short", None)
     rng = random.Random(seed)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the disk is unmounted
     with small_disk(out / "disk") as mounted:
         disk = out / "disk"
         if not mounted and FULL_DISK in kinds:
