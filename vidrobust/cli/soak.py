@@ -16,6 +16,7 @@ kills  runs tools/train_net.py, training and evaluation. Each run is ended at ra
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -59,5 +60,7 @@ def main() -> None:
         peaks = soak_size(out, args.size, args.lists, **limits)
         sys.exit(any(peak.status for peak in peaks))
     if args.ranks > 1:
+        # so that processes end and the small disk is unmounted
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.exit(bool(soak_ranks(out, args.ranks, args.kills, args.seed, args.life)))
     sys.exit(bool(soak_kills(out, args.kills, args.seed, args.life)))

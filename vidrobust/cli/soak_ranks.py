@@ -12,13 +12,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vidrobust.cli.soak_runs import REPO, SMALL, digest, handles_sigterm, make_links
-from vidrobust.utils.peer_watch import silence_limit_s
+from vidrobust.utils.peer_watch import THREAD_NAME, silence_limit_s
 
 _DISK_MIB = 48
 _FULL_S = 5.0  # how long the disk stays full
@@ -195,6 +195,15 @@ class Group:
             return len(pids) == self._ranks and all(handles_sigterm(pid) for pid in pids)
         return False
 
+    def has_met(self) -> bool:
+        """Return whether the ranks watch each other."""
+        with suppress(OSError):
+            return all(
+                any(f"{THREAD_NAME}\n" == comm.read_text() for comm in _names(pid))
+                for pid in self.rank_pids()
+            )
+        return False
+
     def _alive(self) -> Iterator[tuple[int, int]]:
         """Yield (process id, that of the parent) of all processes."""
         for entry in Path("/proc").iterdir():
@@ -232,10 +241,14 @@ class Group:
         return statuses, lines
 
 
+def _names(pid: int) -> Iterator[Path]:
+    """Yield the files that hold the names of a process's threads."""
+    return Path(f"/proc/{pid}/task").glob("*/comm")
+
+
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
     """Mount a small file system on a folder, if this user may; yield whether it is mounted."""
-    folder.mkdir(parents=True, exist_ok=True)
     if folder.is_mount():  # a soak was killed
         subprocess.run(["umount", str(folder)], check=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MIB}m", "tmpfs", str(folder)]
@@ -313,6 +326,9 @@ def _live(
     events: list[str] = []
     while kinds and not group.wait(rng.uniform(0, longest_s)):
         kind = rng.choice(kinds)
+        if kind == HANG and not group.has_met():
+            # noticed by VIDROBUST_MEETING_S only, and torchrun then waits for 30 s more
+            continue
         began = time.monotonic()
         must_end = disturb(group, kind, disk, rng)
         events.append(kind)
@@ -402,8 +418,13 @@ class _Soak:
             began = time.monotonic()
             group = Group(job, self._ranks, self._work, launched=launched)
             some = kinds if self.done - before < events else ()
-            happened, seconds, faults = _live(group, some, self._longest_s, self._disk, self._rng)
-            statuses, lines = group.output()
+            try:
+                happened, seconds, faults = _live(
+                    group, some, self._longest_s, self._disk, self._rng
+                )
+                statuses, lines = group.output()
+            finally:
+                group.kill()
             faults += _output_faults(happened, statuses, lines)
             self._note(job, happened, seconds, faults)
             how = "torchrun" if launched else "plain"
@@ -459,9 +480,9 @@ def soak_ranks(
     """
     root = make_links(out / "data_short", "short", None)
     rng = random.Random(seed)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the disk is unmounted
-    with small_disk(out / "disk") as mounted:
-        disk = out / "disk"
+    disk = out / "disk"
+    disk.mkdir(exist_ok=True)
+    with small_disk(disk) if FULL_DISK in kinds else nullcontext(False) as mounted:
         if not mounted and FULL_DISK in kinds:
             print(f"skipped: {FULL_DISK}; this user may not mount a file system")
             kinds = [kind for kind in kinds if kind != FULL_DISK]
