@@ -107,7 +107,7 @@ def test_a_short_pause_does_no_harm(pair):
 
 
 def test_a_watcher_that_was_suspended_counts_anew(pair, monkeypatch):
-    """As if both had been suspended for hours, and the other wakes up a little later."""
+    """Both seem suspended for an hour, and the other wakes up a little later."""
     watch, pid, _ = pair
     os.kill(pid, signal.SIGSTOP)
     time.sleep(LIMIT_S / 2)

@@ -54,7 +54,7 @@ class Job:
 
 @dataclass
 class Tally:
-    """What has happened so far.
+    """Count events and faults.
 
     Attributes:
         events: (kind of event, kind of work) -> number of events.

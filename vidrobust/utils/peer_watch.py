@@ -367,7 +367,7 @@ class PeerWatch:
                     self._drop(peer)
 
     def _lose(self, identity: Identity, how: str) -> None:
-        """Record that a rank is lost, and tell the others."""
+        """Record that a rank is lost, and send that to the others."""
         if identity.rank in self.lost or self._farewell:
             return
         if self.lost and how != HUNG:
