@@ -433,7 +433,7 @@ def run(main: Callable[[], None]) -> None:
     except (Stopped, KeyboardInterrupt) as stop:
         status = _end_stopped(visible(stop))
     except RuntimeError as error:
-        is_lost = distributed.world() > 1 and _is_lost_connection(error)
+        is_lost = distributed.is_one_of_several() and _is_lost_connection(error)
         if not is_lost and not distributed.is_rank_lost():
             distributed.first_to_tell(repr(error))
             raise

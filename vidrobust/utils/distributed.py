@@ -112,7 +112,7 @@ def _join(backend: str) -> None:
     entries = [_ranks.store.get(f"process {other}").decode().split(" ") for other in range(count)]
     _ranks.processes = [(host, int(pid)) for host, pid in entries]
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent(signal.SIGTERM)  # no rank outlives a launcher that was killed
+        end_with_parent(signal.SIGTERM)  # as in cli/entry.py, for ranks of other programs
     unwatched = merged({number: _ranks.unwatched} if _ranks.unwatched else {})
     if unwatched and number == 0:
         log.warning(
@@ -267,6 +267,11 @@ def main_ends() -> None:
     """Record that the main thread is ending this process, and needs some seconds more for it."""
     if _ranks.watch is not None:
         _ranks.watch.main_ends()
+
+
+def is_one_of_several() -> bool:
+    """Return whether this process waits for other ranks, or works with them."""
+    return world() > 1 or _ranks.store is not None
 
 
 def is_rank_lost() -> bool:

@@ -60,11 +60,12 @@ def open_store() -> tuple[Any, int, int]:
     number = int(os.environ["RANK"])
     count = int(os.environ["WORLD_SIZE"])
     try:
+        serves = number == 0 and not launcher_holds_store()
+        if not serves and not _is_reachable(_meeting().total_seconds()):
+            raise _not_met("nothing answers there")
         if launcher_holds_store():
             return next(dist.rendezvous("env://", timeout=_meeting()))
-        if number > 0 and not _is_reachable(_meeting().total_seconds()):
-            raise _not_met("nothing answers there")
-        return _rank_0s_store(serves=number == 0), number, count
+        return _rank_0s_store(serves=serves), number, count
     except (dist.DistError, ValueError) as error:
         raise _not_met((str(error).splitlines() or [""])[0].rstrip(".")) from None
 
@@ -194,6 +195,8 @@ def store_before_meeting() -> Any:
     in `linger` until the others have asked.
     """
     if launcher_holds_store():
+        if not _is_reachable(0):
+            return None
         address, port = _address()
         limit = timedelta(seconds=_REFUSAL_S)
         return own_part(dist.TCPStore(address, port, is_master=False, timeout=limit))
