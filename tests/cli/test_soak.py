@@ -1,5 +1,7 @@
 """Short stress tests: tools on many links within limits, and a run that is killed repeatedly."""
 
+import functools
+
 import pytest
 
 from tests import processes
@@ -72,11 +74,13 @@ def test_what_is_wrong_with_an_output():
     """The soak would otherwise find no fault where there is one."""
     cause = "[12/02 04:06:07] E rank 1 (process 3) was killed"
     kill = [soak_ranks.KILL_ONE]
-    faults = soak_ranks._output_faults
+    faults = functools.partial(soak_ranks._output_faults, met=True)
     assert faults(kill, [-9, 1], [cause]) == []
     assert faults([], [0], []) == []
     assert faults(kill, [-9, 1], [cause, "error: rank 1 was killed"]) == ["2 causes"]
     assert faults(kill, [-9, 1], []) == ["no cause"]
+    assert faults(kill, [-9, 0], []) == [], "it had finished"
+    assert faults(kill, [-9, 1], [], met=False) == [], "they could not agree"
     assert faults([], [1], [cause]) == ["status 1 without an event"]
     assert faults([soak_ranks.PAUSE], [0, 1], [cause]) == ["status 1 after a pause"]
     frame = f'  File "{soak_ranks.REPO}/vidrobust/cli/common.py", line 3, in run'

@@ -144,6 +144,7 @@ class Group:
 
     def __init__(self, job: Job, ranks: int, work: Path, *, launched: bool) -> None:
         self.launched = launched
+        self.had_met = False  # when the last event came
         self._work = work
         self._ranks = ranks
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `output`)
@@ -329,11 +330,14 @@ def _live(
         if kind == HANG and not group.has_met():
             # noticed by VIDROBUST_MEETING_S only, and torchrun then waits for 30 s more
             continue
+        group.had_met = group.has_met()
         began = time.monotonic()
         must_end = disturb(group, kind, disk, rng)
         events.append(kind)
         if must_end:
             limit = silence_limit_s() + 10
+            if not group.had_met:
+                limit += silence_limit_s()  # the others may still import before they wait
             is_late = not group.wait(limit)
             seconds = time.monotonic() - began
             faults = [f"{group.kill()} processes left after {limit:.0f} s"] if is_late else []
@@ -344,7 +348,7 @@ def _live(
 
 
 def _output_faults(
-    events: Sequence[str], statuses: Sequence[int], lines: Sequence[str]
+    events: Sequence[str], statuses: Sequence[int], lines: Sequence[str], *, met: bool
 ) -> list[str]:
     """Return what is wrong with the output of a command.
 
@@ -352,6 +356,7 @@ def _output_faults(
         events: that disturbed it.
         statuses: exit statuses.
         lines: of its output.
+        met: the ranks had met, so that they can agree on who reports.
     """
     faults = []
     if any('File "' in line and "vidrobust/" in line.replace(str(REPO), "") for line in lines):
@@ -361,14 +366,15 @@ def _output_faults(
         for line in lines
         if line.startswith(("error: ", "stopped: ")) or line[15:19] == " E " or "] E " in line[:20]
     ]
-    if len(causes) > 1:
+    if len(causes) > 1 and met:
         faults.append(f"{len(causes)} causes")
     if any(statuses) and not events:
         faults.append(f"status {max(statuses)} without an event")
     if any(statuses) and set(events) == {PAUSE}:
         faults.append(f"status {max(statuses)} after a pause")
     silent = not {KILL_ALL, KILL_LAUNCHER, TERM_LAUNCHER} & set(events)
-    if any(statuses) and not causes and silent:
+    # a rank that a signal ended after its work needs no cause
+    if max(statuses) > 0 and not causes and silent and met:
         faults.append("no cause")
     return faults
 
@@ -425,7 +431,7 @@ class _Soak:
                 statuses, lines = group.output()
             finally:
                 group.kill()
-            faults += _output_faults(happened, statuses, lines)
+            faults += _output_faults(happened, statuses, lines, met=group.had_met)
             self._note(job, happened, seconds, faults)
             how = "torchrun" if launched else "plain"
             last = lines[-1][-90:] if lines else ""
@@ -532,4 +538,10 @@ def _round(
         before = soak.done
         soak.run(job, min(share, 4))
         events = max(0, events - (soak.done - before))
-    return digest(folder / "run") | {f"study/{k}": v for k, v in digest(folder / "study").items()}
+    # the report names its config file and the folders of its runs
+    study = {
+        f"study/{name}": content
+        for name, content in digest(folder / "study").items()
+        if name not in ("study.html", "study.md")
+    }
+    return digest(folder / "run") | study
