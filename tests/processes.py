@@ -310,9 +310,10 @@ def _launch(command: list[str]) -> list[str]:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-    count = int(next(word.split("=")[1] for word in command if word.startswith("--nproc_per_node")))
+    options = dict(word.split("=", 1) for word in command if word.startswith("--") and "=" in word)
+    count = int(options["--nproc_per_node"])
     ranks = []
-    for _ in range(count):
+    for _ in range(count * (1 + int(options.get("--max-restarts", 0)))):
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:

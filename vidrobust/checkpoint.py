@@ -43,6 +43,7 @@ _TYPES: dict[str, type] = {
     "auto_rate": dict,
     "bad_videos": dict,
     "method_revision": int,
+    "ranks": int,
 }
 
 

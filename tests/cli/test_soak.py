@@ -1,9 +1,12 @@
 """Short stress tests: tools on many links within limits, and a run that is killed repeatedly."""
 
+import functools
+
 import pytest
 
 from tests import processes
-from vidrobust.cli import soak
+from vidrobust.cli import soak_ranks
+from vidrobust.cli import soak_runs as soak
 
 pytestmark = pytest.mark.slow
 
@@ -51,3 +54,34 @@ def test_a_killed_and_resumed_run_has_the_files_of_an_undisturbed_one(out, capsy
     printed = capsys.readouterr().out
     assert differ == 0, printed
     assert "1 kills; files that differ: none" in printed and "outlived" not in printed, printed
+
+
+def test_two_ranks_that_are_disturbed_and_resumed_have_the_files_of_undisturbed_ones(
+    out, capsys, monkeypatch
+):
+    monkeypatch.setattr(soak_ranks, "subprocess", _FromWarmServer)
+    monkeypatch.setenv("VIDROBUST_SILENCE_S", "6")
+    kinds = (soak_ranks.KILL_ONE, soak_ranks.KILL_LAUNCHER, soak_ranks.TERM_ONE)
+    faults = soak_ranks.soak_ranks(
+        out, 2, 2, seed=1, longest_s=4, steps=12, names=("training",), kinds=kinds
+    )
+    printed = capsys.readouterr().out
+    assert faults == 0 and "files that differ: none of" in printed, printed
+    assert "2 events" in printed
+
+
+def test_what_is_wrong_with_an_output():
+    """The soak would otherwise find no fault where there is one."""
+    cause = "[12/02 04:06:07] E rank 1 (process 3) was killed"
+    kill = [soak_ranks.KILL_ONE]
+    faults = functools.partial(soak_ranks._output_faults, met=True)
+    assert faults(kill, [-9, 1], [cause]) == []
+    assert faults([], [0], []) == []
+    assert faults(kill, [-9, 1], [cause, "error: rank 1 was killed"]) == ["2 causes"]
+    assert faults(kill, [-9, 1], []) == ["no cause"]
+    assert faults(kill, [-9, 0], []) == [], "it had finished"
+    assert faults(kill, [-9, 1], [], met=False) == [], "they could not agree"
+    assert faults([], [1], [cause]) == ["status 1 without an event"]
+    assert faults([soak_ranks.PAUSE], [0, 1], [cause]) == ["status 1 after a pause"]
+    frame = f'  File "{soak_ranks.REPO}/vidrobust/cli/common.py", line 3, in run'
+    assert faults(kill, [1], [cause, frame]) == ["a traceback"]

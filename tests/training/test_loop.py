@@ -56,6 +56,7 @@ def test_the_run_leaves_what_the_design_says(ucf, tmp_path):
         "config",
         "manifest_sha",
         "bad_videos",
+        "ranks",
     }
     assert config.loads(state["config"]) == cfg == config.load(tmp_path / "config.yaml")
     assert json.loads((tmp_path / "env.json").read_text())["torch"] == torch.__version__

@@ -435,7 +435,8 @@ def test_micro_batches_of_two_ranks_are_those_of_one_process(ucf, tmp_path, word
     for key in weights:
         moved = (one["model"][key] - start[key]).norm()
         assert moved > 1e-3, key
-        assert (one["model"][key] - ours["model"][key]).norm() < error * moved, key
+        allowed = error * max(float(moved), 0.1)
+        assert (one["model"][key] - ours["model"][key]).norm() < allowed, key
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
 """Two ranks on gloo: if one rank refuses or ends, all end, and the cause is reported once."""
 
+import contextlib
 import inspect
 import json
 import os
 import re
 import signal
+import socket
 import time
 
 import pytest
+import torch
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
 from tests.helpers import REPO, tiny, tool
-from tests.processes import ENV, TWO_RANKS, run
+from tests.processes import ENV, TWO_RANKS, Process, run
 from tests.utils.test_stopping import start, wait_until
 from vidrobust import checkpoint
 
@@ -130,6 +133,147 @@ def _pids_by_rank(launcher):
                 pids[int(name.removeprefix("rank"))] = int(folder)
     assert sorted(pids) == [0, 1]
     return pids
+
+
+@pytest.fixture
+def start_two(place):
+    """Start two ranks without torchrun: by plain variables, or by those of srun."""
+    started = []
+
+    def begin(*words, names=("RANK", "WORLD_SIZE"), different=None, **env):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+        for rank in range(2):
+            variables = {
+                **ENV,
+                **env,
+                names[0]: str(rank),
+                names[1]: "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            command = [REPO / "tools/train_net.py", *words, *(different or {}).get(rank, [])]
+            started.append(Process(command, cwd=place, env=variables, start_new_session=True))
+        return started
+
+    yield begin
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+_ENDLESS = ("eval.enabled=false", "train.epochs=4000")
+
+
+def _wait_for_steps(place, process):
+    rows = place / "out/metrics.jsonl"
+    wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3, process)
+
+
+def _ends(started):
+    """Return the statuses and the errors of all ranks, which have 30 s to end."""
+    errors = [process.communicate(timeout=30)[1] for process in started]
+    return [process.returncode for process in started], "".join(errors)
+
+
+_SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+}
+_OF_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_without_a_launcher_a_killed_rank_is_reported_once_and_the_other_ends(
+    place, start_two, lost
+):
+    started = start_two(*_train_words(*_ENDLESS))
+    _wait_for_steps(place, started[0])
+    started[lost].kill()
+    statuses, errors = _ends(started)
+    assert statuses[lost] == -signal.SIGKILL and statuses[1 - lost] == 1
+    assert errors.count(f"rank {lost} (process {started[lost].pid}) was killed") == 1, errors
+    assert "Traceback" not in errors and "c10d" not in errors, errors
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_suspended_rank_is_reported_once_and_all_end(place, start_two, lost):
+    started = start_two(*_train_words(*_ENDLESS), VIDROBUST_SILENCE_S="6")
+    _wait_for_steps(place, started[0])
+    started[lost].send_signal(signal.SIGSTOP)
+    statuses, errors = _ends(started)
+    assert statuses[lost] == -signal.SIGKILL and statuses[1 - lost] == 1
+    cause = f"rank {lost} (process {started[lost].pid} on {socket.gethostname()}) has not answered"
+    assert errors.count(cause) == 1 and "for 6 s" in errors, errors
+    assert "Traceback" not in errors and "was killed" not in errors, errors
+
+
+def test_ranks_of_srun_train_together_and_a_refusal_is_reported_once(place, start_two):
+    words = _train_words("train.max_steps=1", "eval.enabled=false")
+    started = start_two(*words, names=_OF_SRUN, **_SRUN)
+    statuses, errors = _ends(started)
+    assert statuses == [0, 0], errors
+    assert checkpoint.read_checkpoint(place / "out")["ranks"] == 2
+    started.clear()
+    statuses, errors = _ends(start_two(*words, names=_OF_SRUN, **_SRUN))
+    assert statuses == [1, 1] and errors.count("holds a finished run") == 1, errors
+
+
+def test_tasks_of_srun_with_different_arguments_are_refused(start_two):
+    different = {0: ["--output-dir", "a"], 1: ["--output-dir", "b"]}
+    words = ["--cfg", "page.yaml", *tiny("device=cpu")]
+    statuses, errors = _ends(start_two(*words, names=_OF_SRUN, different=different, **_SRUN))
+    assert statuses == [1, 1] and errors.count("set WORLD_SIZE=1 to run them indep") == 1, errors
+
+
+@pytest.mark.parametrize("wrong", [[0, 1], [0], [1]])
+def test_a_mistake_in_the_options_of_some_ranks_ends_all(start_two, wrong):
+    """Before they have met, and without a launcher that ends the others."""
+    different = {rank: ["data.framse=2"] for rank in wrong}
+    statuses, errors = _ends(start_two(*_train_words(*_ENDLESS), different=different))
+    assert statuses == [1, 1] and errors.count("unknown option 'data.framse'") == 1, errors
+    assert errors.count("error: ") == 1 and "Traceback" not in errors, errors
+
+
+def test_incomplete_variables_are_refused(place):
+    variables = {**ENV, "RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "5"}
+    command = [REPO / "tools/train_net.py", *_train_words()]
+    process = Process(command, cwd=place, env=variables)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "MASTER_ADDR not set" in errors, errors
+
+
+@pytest.mark.skipif(not _LAUNCHER_HAS_STORE, reason="torchrun keeps no store for its ranks")
+def test_torchruns_restart_resumes_without_a_hand(place):
+    words = _train_words("eval.enabled=false", "train.epochs=20", "train.checkpoint_every=4")
+    whole = _ranks(place, *words, "--output-dir", "whole")
+    assert whole.returncode == 0, whole.stderr
+    process = start(place, *words, launcher=(*TWO_RANKS, "--max-restarts=2"))
+    wait_until((place / "out/checkpoints/last.pt").exists, process)
+    os.kill(_pids_by_rank(process.pid)[1], signal.SIGKILL)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, errors
+    assert errors.count("restarted by torchrun: out continues from its last checkpoint") == 1
+    states = [torch.load(place / name / "backbone.pt") for name in ("whole", "out")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_resume_with_another_number_of_ranks_says_what_changes(place, first):
+    words = _train_words("eval.enabled=false")
+    for ranks, steps in ((first, 2), (3 - first, 4)):
+        more = ["--resume", f"train.max_steps={steps}"]
+        done = (
+            _ranks(place, *words, *more)
+            if ranks == 2
+            else run([REPO / "tools/train_net.py", *words, *more], cwd=place)
+        )
+        assert done.returncode == 0, done.stderr
+    assert f"resuming with {3 - first} ranks, the checkpoint is of {first}" in done.stderr
+    assert checkpoint.read_checkpoint(place / "out")["step"] == 4
 
 
 def test_a_killed_launcher_leaves_no_rank(place):

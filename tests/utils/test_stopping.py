@@ -18,7 +18,13 @@ from tests.helpers import REPO, counting_video, tiny, tiny_ucf101
 from tests.helpers import tool as in_process
 from tests.processes import DEVNULL, ENV, PIPE, TWO_RANKS, Process, run
 from vidrobust import checkpoint
-from vidrobust.utils.stopping import EXIT_STOPPED, STOP_SIGNALS
+from vidrobust.utils.stopping import (
+    EXIT_STOPPED,
+    STOP_SIGNALS,
+    StopAsked,
+    raise_on_stop_signals,
+    restore_stop_signals,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -286,3 +292,24 @@ def _has_handler(process, number):
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
     return int(caught, 16) >> (number - 1) & 1
+
+
+class _Slow:
+    """Its destructor waits, as that of a data loader does."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.2)
+
+
+def test_a_stop_signal_in_a_destructor_is_not_lost():
+    raise_on_stop_signals()
+    try:
+        with pytest.raises(StopAsked):
+            _Slow()  # deleted at once
+            time.sleep(5)
+    finally:
+        restore_stop_signals()
+        for number in STOP_SIGNALS:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)

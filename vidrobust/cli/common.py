@@ -34,7 +34,7 @@ from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.training.run_folder import require_unused
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
-from vidrobust.utils.logging import log, logged_steps, stop_logging, to_console
+from vidrobust.utils.logging import logged_steps, report, stop_logging
 from vidrobust.utils.stopping import (
     EXIT_STOPPED,
     ignore_stop_signals,
@@ -406,11 +406,6 @@ def _require_unstarted(out: Path) -> None:
         )
 
 
-_HOW_TO_CONTINUE = (
-    "files written so far are kept; run the same command again to continue, train_net with --resume"
-)
-
-
 def run(main: Callable[[], None]) -> None:
     """Run a tool, and exit with its status.
 
@@ -420,47 +415,57 @@ def run(main: Callable[[], None]) -> None:
     Args:
         main: the tool's main function.
     """
-    status = 0
+    status = 1
     raise_on_stop_signals()
     try:
         if hasattr(os, "fork"):
             # early, while this process has no threads; it imports packages once for all children
             start_nursery()
         main()
+        status = 0
+    except SystemExit:  # the tool's own status, such as that of --fail-under
+        status = 0
+        raise
     except (UserError, DecodeError) as error:
-        status = 1
         _report(str(error))
     except OSError as error:  # no permission, no space, no such path
-        status = 1
         _report(_os_reason(error))
     except (Stopped, KeyboardInterrupt) as stop:
-        # the launcher stops all ranks when one of them was killed
-        if distributed.killed_ranks():
-            status = 1
-            _report_lost_rank()
-        else:
-            status = EXIT_STOPPED
-            if distributed.first_to_tell("stopped"):
-                _print(f"stopped: {visible(stop) or _HOW_TO_CONTINUE}")
+        status = _end_stopped(visible(stop))
     except RuntimeError as error:
-        if distributed.world() == 1 or not _is_lost_connection(error):
+        is_lost = distributed.is_one_of_several() and _is_lost_connection(error)
+        if not is_lost and not distributed.is_rank_lost():
             distributed.first_to_tell(repr(error))
             raise
-        status = 1
-        _report_lost_rank()
+        _end_after_loss()
     finally:
         stop_logging()
-        distributed.stop()
+        distributed.stop(status)
         restore_stop_signals()
     sys.exit(status)
 
 
-def _report_lost_rank() -> None:
+def _end_stopped(message: str) -> int:
+    """Report that the run was stopped, and return the exit status.
+
+    Args:
+        message: what was written, or "".
+    """
+    # the launcher stops all ranks when one of them was killed
+    if distributed.is_rank_lost():
+        _end_after_loss()
+        return 1
+    distributed.main_ends()
+    if distributed.first_to_tell("stopped"):
+        _print(f"stopped: {message or distributed.HOW_TO_CONTINUE}")
+    return EXIT_STOPPED
+
+
+def _end_after_loss() -> None:
     """Report which rank was lost, unless another rank has."""
+    distributed.main_ends()
     ignore_stop_signals()  # the launcher sends them too when a rank is lost
-    reason = distributed.lost_rank()
-    if reason:
-        _report(f"{reason}; {_HOW_TO_CONTINUE}")
+    distributed.report_lost_rank()
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
@@ -479,12 +484,9 @@ def _os_reason(error: OSError) -> str:
 
 def _report(message: str) -> None:
     """Report why the process ends, unless another rank has."""
-    if not distributed.first_to_tell(message):
-        return
-    if to_console():  # as a log line, if logging has started
-        log.error(message)
-    else:
-        _print(f"error: {visible(message)}")
+    distributed.main_ends()
+    if distributed.first_to_tell(message):
+        report(message)
 
 
 def _print(line: str) -> None:

@@ -1,13 +1,15 @@
 """Start a command: install signal handlers, then import what it needs, which is slow."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
 from vidrobust import __version__
 from vidrobust.utils.errors import UserError
-from vidrobust.utils.stopping import exit_on_stop_signals
+from vidrobust.utils.slurm_ranks import adopt_slurm_ranks
+from vidrobust.utils.stopping import end_with_parent, exit_on_stop_signals
 from vidrobust.utils.text import visible
 
 # command of `vidrobust COMMAND` -> its module in this folder, and its file in tools/
@@ -54,7 +56,10 @@ def run_tool(name: str) -> None:
     if name in _DEVELOPER_TOOLS:
         import_module(f"vidrobust.cli.{name}").main()
         return
+    adopt_slurm_ranks()
     exit_on_stop_signals()  # before the imports below, which take seconds
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)  # no rank outlives a launcher that was killed
     tool = import_module(f"vidrobust.cli.{name}")
     if name in _WITHOUT_TORCH:
         _run_without_torch(tool.main)

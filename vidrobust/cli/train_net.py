@@ -87,6 +87,7 @@ def main() -> None:
         log.warning(warning)
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
     distributed.start(cfg.device)
+    _continue_after_restart(args, out)
     with distributed.together():
         resume, in_own_folder = common.find_resume(args.resume, out)
     # together: if rank 0 refuses, the other ranks stop too instead of waiting for it
@@ -102,6 +103,27 @@ def main() -> None:
         cfg = replace(cfg, model=checkpoint.configuration(state, str(last)).model)
         evaluate(cfg, state, out / "eval" / cfg.eval.name, overwrite=True)
         log.info(f"report: {out / 'eval' / cfg.eval.name / 'report.md'}")
+
+
+def _continue_after_restart(args: argparse.Namespace, out: Path) -> None:
+    """Let a run resume if torchrun has restarted its ranks (--max-restarts).
+
+    Args:
+        args: of the command line, which are changed if an earlier try began the folder.
+        out: output folder.
+    """
+    # rank 0 decides, which writes the folder
+    states = {}
+    if distributed.rank() == 0 and run.is_of_this_launch(out):
+        states[0] = "saved" if checkpoint.newest_sound(out / "checkpoints") else "begun"
+    state = distributed.merged(states).get(0)
+    if state == "saved":
+        args.resume = ""
+        args.overwrite = False
+    elif state == "begun" and args.resume != "":
+        args.overwrite = True
+    if state:
+        log.warning(f"restarted by torchrun: {out} continues from its last checkpoint")
 
 
 def _replay(args: argparse.Namespace) -> None:

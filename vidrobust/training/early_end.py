@@ -38,6 +38,7 @@ def save_completed_steps(
     """
     if distributed.world() > 1 and run.device.type == "cuda" and not all_ranks_alive:
         return None
+    distributed.main_ends()
     # the newest checkpoint of this run, or the one it was resumed from, may hold this state already
     if not guard.undo() or not run.main or guard.done <= max(run.saved, run.start):
         return None

@@ -10,6 +10,7 @@ from vidrobust.data import records_sha
 from vidrobust.methods.registry import fixed_options
 from vidrobust.methods.revisions import changed_since
 from vidrobust.training.training_run import TrainingRun
+from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
 # options of the model and the optimizer that decide what is in a checkpoint
@@ -67,6 +68,13 @@ def restore(run: TrainingRun, path: Path) -> None:
         run.notes.append(
             f"{path} was trained in {names[before]}, and the run goes on in {names[run.bf16]}; set"
             f" train.amp={names[before]} to go on as before"
+        )
+    ranks = int(state.get("ranks", distributed.world()))
+    if ranks != distributed.world():
+        run.notes.append(
+            f"resuming with {distributed.world()} ranks, the checkpoint is of {ranks}: batches and"
+            " augmentations stay the same, but batch norms see the videos of one rank, and sums"
+            " have another order"
         )
     if changed:
         run.notes.append(

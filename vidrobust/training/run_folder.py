@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vidrobust import config
 from vidrobust.config.yaml_text import read_page
+from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import held, is_held, replacing, this_process
 from vidrobust.utils.environment import environment
 from vidrobust.utils.errors import UserError
@@ -77,6 +78,20 @@ def require_unused(out: Path) -> None:
     """Raise UserError for a folder where another process trains."""
     if is_held(out / "env.json"):
         raise UserError(_TRAINS.format(out))
+
+
+def is_of_this_launch(out: Path) -> bool:
+    """Return whether an earlier try of this launch, which torchrun restarted, began a folder.
+
+    Args:
+        out: the folder.
+    """
+    launch = distributed.launch()
+    if not launch:
+        return False
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        return bool(json.loads((out / "env.json").read_text()).get("launch") == launch)
+    return False
 
 
 def _is_finished(out: Path) -> bool:
@@ -175,7 +190,8 @@ def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[N
             _delete_run(out)
         # env.json is also the lock of the folder, so that it is emptied and not replaced
         file.truncate(0)
-        print(json.dumps(environment() | this_process(), indent=2), file=file, flush=True)
+        entries = environment() | this_process() | {"launch": distributed.launch()}
+        print(json.dumps(entries, indent=2), file=file, flush=True)
         with replacing(out / "config.yaml") as config_file:
             config_file.write(config.to_yaml(cfg).encode("utf-8", "surrogateescape"))
         yield

@@ -109,6 +109,7 @@ class TrainingRun:
             "config": config.to_yaml(self.cfg),
             "manifest_sha": records_sha(self.records),  # ids of videos are places in this list
             "bad_videos": bad,
+            "ranks": distributed.world(),
         }
         if self.average is not None:
             state["average"] = self.average.state

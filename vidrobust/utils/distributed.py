@@ -16,15 +16,41 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log, report
+from vidrobust.utils.peer_watch import (
+    DIED,
+    FAILED,
+    HUNG,
+    LEFT,
+    STOPPED,
+    PeerWatch,
+    silence_limit_s,
+)
 from vidrobust.utils.phases import phase
-from vidrobust.utils.stopping import end_with_parent
+from vidrobust.utils.rank_store import (
+    answer,
+    claim,
+    launch_name,
+    launcher_holds_store,
+    linger,
+    meet,
+    open_store,
+    own_part,
+    store_before_meeting,
+)
+from vidrobust.utils.slurm_ranks import adopt_slurm_ranks, started_by_srun
+from vidrobust.utils.stopping import EXIT_STOPPED, end_with_parent
 
+HOW_TO_CONTINUE = (
+    "files written so far are kept; run the same command again to continue, train_net with --resume"
+)
 _CAUSE_WAIT_S = 3.0  # seconds to wait until a rank that has ended reports why
 
 
 def start(device: str) -> torch.device:
-    """Join the process group if torchrun started this process.
+    """Join the process group if this process is one of several ranks.
 
+    torchrun, Slurm's srun or the user has then set RANK and WORLD_SIZE, or Slurm's own variables.
     The backend is NCCL on CUDA devices, and gloo on all others.
 
     Args:
@@ -34,32 +60,85 @@ def start(device: str) -> torch.device:
         The device of this rank.
 
     Raises:
-        UserError: for a device that this machine does not have.
+        UserError: for a device that this machine does not have, and if the ranks do not meet.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _require(device)
+    adopt_slurm_ranks()
     if "RANK" in os.environ and not dist.is_initialized():
+        _require_variables(device)
         if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            device = f"cuda:{_local_gpu()}"
             torch.cuda.set_device(device)
         _join(backend="nccl" if device.startswith("cuda") else "gloo")
     return torch.device(device)
 
 
+def _require_variables(device: str) -> None:
+    """Raise UserError if the variables of a rank are incomplete."""
+    names = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    if device == "cuda":
+        names.append("LOCAL_RANK")
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"RANK={os.environ['RANK']}, but {', '.join(missing)} not set: set"
+            f" {', '.join(names)} on each rank, or none of them in a single process"
+        )
+
+
+def _local_gpu() -> int:
+    number = int(os.environ["LOCAL_RANK"])
+    # Slurm's --gpus-per-task shows each rank its own GPU only
+    return 0 if started_by_srun() and torch.cuda.device_count() == 1 else number
+
+
 def _join(backend: str) -> None:
     """Join the process group, and exchange the process ids of all ranks."""
     timeout = timedelta(minutes=30)
-    store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
-    _ranks.store = dist.PrefixStore(_store_prefix(), store)
+    limit_s = silence_limit_s()
+    store, number, count = open_store()
+    _ranks.store = own_part(store)
+    meet(_ranks.store, count)
+    _ranks.launch = launch_name(store)
+    _start_watch(number, count, limit_s)  # before anything that waits for others
+    # its own part of the store: another try has left the addresses of its ranks there
+    dist.init_process_group(
+        backend, store=_ranks.store, rank=number, world_size=count, timeout=timeout
+    )
     _ranks.store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
     _gloo()  # created by all ranks together, so here
     # Read all now: without torchrun the store belongs to rank 0, and ends with it.
     entries = [_ranks.store.get(f"process {other}").decode().split(" ") for other in range(count)]
     _ranks.processes = [(host, int(pid)) for host, pid in entries]
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent(signal.SIGTERM)  # no rank outlives a launcher that was killed
+        end_with_parent(signal.SIGTERM)  # as in cli/entry.py, for ranks of other programs
+    unwatched = merged({number: _ranks.unwatched} if _ranks.unwatched else {})
+    if unwatched and number == 0:
+        log.warning(
+            f"rank {', '.join(map(str, sorted(unwatched)))} cannot reach rank 0 directly"
+            f" ({next(iter(unwatched.values()))}): a rank that hangs is noticed after 30 minutes"
+        )
+
+
+def _start_watch(number: int, count: int, limit_s: float) -> None:
+    """Let this rank and the others notice if one of them dies or hangs.
+
+    Args:
+        number: of this rank.
+        count: number of ranks.
+        limit_s: see `PeerWatch`.
+    """
+    if count == 1:
+        return
+    watch = PeerWatch(number, limit_s, report_lost_rank)
+    if number == 0:
+        _ranks.store.set("watch", watch.listen())
+    else:
+        invitation = _ranks.store.get("watch").decode()
+        _ranks.unwatched = watch.connect(invitation, os.environ["MASTER_ADDR"])
+    _ranks.watch = watch
 
 
 def _require(device: str) -> None:
@@ -79,17 +158,42 @@ def _require(device: str) -> None:
         )
 
 
-def stop() -> None:
-    """Leave the process group, and record that this rank was not killed."""
+def stop(status: int = 0) -> None:
+    """Leave the process group, and record that this rank was not killed.
+
+    Args:
+        status: exit status of this process; the other ranks end too unless it is 0.
+    """
+    watch = _ranks.watch
+    if watch is not None:
+        watch.say({0: LEFT, EXIT_STOPPED: STOPPED}.get(status, FAILED))
     if dist.is_initialized():
-        with suppress(RuntimeError, ValueError):  # the store may have ended with its process
-            _ranks.store.set(f"left {rank()}", "1")
-            # if the store is rank 0's, rank 0 waits for the others, which still read it
-            if rank() == 0 and not _launcher_holds_store():
-                left = [f"left {number}" for number in range(world())]
-                _ranks.store.wait(left, timedelta(seconds=_CAUSE_WAIT_S))
+        with suppress(RuntimeError, ValueError, TimeoutError):
+            # the store may have ended with its process, or is suspended
+            answer(_record_leaving)
         _patient.clear()
         dist.destroy_process_group()
+    elif (
+        _ranks.early_store is not None and os.environ["RANK"] == "0" and not launcher_holds_store()
+    ):
+        linger(_ranks.early_store)
+    if watch is not None:
+        watch.close()
+        _ranks.watch = None
+
+
+def _record_leaving() -> None:
+    store = _living_store()
+    if store is None:
+        return
+    store.set(f"left {rank()}", "1")
+    # if the store is rank 0's, rank 0 waits for the others, which still read it
+    if rank() == 0 and not launcher_holds_store():
+        left = [f"left {number}" for number in range(world())]
+        deadline = time.monotonic() + _CAUSE_WAIT_S
+        # not store.wait(), which prints warnings when its time is up
+        while time.monotonic() < deadline and not store.check(left):
+            time.sleep(0.05)
 
 
 class _Ranks:
@@ -100,46 +204,102 @@ class _Ranks:
 
     Attributes:
         store: key-value store that all ranks can reach; None before they have met.
+        early_store: the same, of a rank that ends before they have met.
         processes: (host, process id) of each rank.
+        launch: see `launch`.
+        watch: notices ranks that die or hang; None in a single process.
+        unwatched: why this rank has no connection to rank 0, or "".
     """
 
     store: Any = None
+    early_store: Any = None
     processes: Sequence[tuple[str, int]] = ()
+    launch: str = ""
+    watch: PeerWatch | None = None
+    unwatched: str = ""
 
 
 _ranks = _Ranks()
 
 
-def _store_prefix() -> str:
-    # torchrun restarts the ranks with the same store
-    return f"vidrobust {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+def launch() -> str:
+    """Return a name that all tries of a launch have in common, and no other launch.
 
-
-def _launcher_holds_store() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    It is "" unless torchrun keeps a store, which outlives the ranks that it restarts.
+    """
+    return _ranks.launch
 
 
 def first_to_tell(message: str) -> bool:
     """Return whether this rank should report why the run ends, so that only one does.
 
-    The first rank that asks reports. Without a shared store all ranks report: before they have met,
-    and if the launcher has no store for them.
+    The first rank that asks reports. If the ranks have no store any more, all report.
 
     Args:
         message: the reason that this rank would report.
     """
-    store = _ranks.store
-    with suppress(RuntimeError, ValueError, KeyError):
-        if store is None and _launcher_holds_store():
-            # the ranks have not met yet, for example because an option was refused
-            address = os.environ["MASTER_ADDR"]
-            port = int(os.environ["MASTER_PORT"])
-            server = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
-            store = dist.PrefixStore(_store_prefix(), server)
+    return _claim(message) is not False
+
+
+def _claim(message: str) -> bool | None:
+    """Return whether this rank is the first to report; None if there is no shared store."""
+    if _ranks.watch is not None and {STOPPED, FAILED} & set(_ranks.watch.lost.values()):
+        return False  # that rank has reported
+    with suppress(RuntimeError, ValueError, KeyError, TimeoutError):
+        if _ranks.store is None:
+            _ranks.early_store = _ranks.early_store or store_before_meeting()
+        store = _ranks.early_store or _living_store()
         if store is not None:
-            mine = f"{os.environ.get('RANK', 0)} {os.getpid()} {message}"
-            return bool(store.compare_set("cause", "", mine).decode(errors="replace") == mine)
-    return True
+            return claim(store, message)
+    return None
+
+
+def _living_store() -> Any:
+    """Return the store; None if it ended with rank 0, where asking it prints warnings."""
+    if _ranks.store is not None and _ranks.processes and not launcher_holds_store():
+        host, pid = _ranks.processes[0]
+        lost = _ranks.watch.lost if _ranks.watch is not None else {}
+        if lost.get(0) in (HUNG, DIED) or (host == socket.gethostname() and not _is_alive(pid)):
+            return None
+    return _ranks.store
+
+
+def main_ends() -> None:
+    """Record that the main thread is ending this process, and needs some seconds more for it."""
+    if _ranks.watch is not None:
+        _ranks.watch.main_ends()
+
+
+def is_one_of_several() -> bool:
+    """Return whether this process waits for other ranks, or works with them."""
+    return world() > 1 or _ranks.store is not None
+
+
+def is_rank_lost() -> bool:
+    """Return whether another rank was killed, hangs, or has failed."""
+    lost = _ranks.watch.lost if _ranks.watch is not None else {}
+    return any(how != STOPPED for how in lost.values()) or bool(killed_ranks())
+
+
+def report_lost_rank() -> None:
+    """Report which rank was lost, unless another rank has."""
+    reason = lost_rank()
+    if not reason:
+        return
+    claim = _claim(reason)
+    # with rank 0, the store of a run without torchrun is lost: the lowest rank here reports
+    if claim or (claim is None and not _is_lower_rank_here()):
+        report(f"{reason}; {HOW_TO_CONTINUE}")
+
+
+def _is_lower_rank_here() -> bool:
+    """Return whether a rank with a lower number lives on this machine."""
+    number = int(os.environ.get("RANK", 0))
+    lost = _ranks.watch.lost if _ranks.watch is not None else {}
+    return any(
+        host == socket.gethostname() and _is_alive(pid) and other not in lost
+        for other, (host, pid) in enumerate(_ranks.processes[:number])
+    )
 
 
 def lost_rank() -> str:
@@ -152,21 +312,59 @@ def lost_rank() -> str:
     """
     deadline = time.monotonic() + _CAUSE_WAIT_S
     while time.monotonic() < deadline:
-        with suppress(RuntimeError, ValueError):
-            if _ranks.store.check(["cause"]):
-                return ""
+        reason = _hanging_ranks()
+        if reason:
+            return reason
+        if _is_recorded("cause"):
+            return ""
         killed = killed_ranks()
         if killed:
             return f"{' and '.join(killed)} was killed, by a person, a scheduler or for memory"
+        if _this_rank_hung():
+            return ""
         time.sleep(0.1)
+    died = _lost(DIED)
+    if died:
+        return f"{' and '.join(died)} was killed, or its machine is gone"
     return "another rank has ended, or its machine cannot be reached"
+
+
+def _hanging_ranks() -> str:
+    hung = _lost(HUNG)
+    if not hung:
+        return ""
+    return (
+        f"{' and '.join(hung)} has not answered for {silence_limit_s():.0f} s (stopped, swapped"
+        " out, or its machine is gone)"
+    )
+
+
+def _this_rank_hung() -> bool:
+    """Return whether the other ranks have ended because they heard nothing of this one."""
+    watch = _ranks.watch
+    return watch is not None and watch.lost.get(watch.rank) == HUNG
+
+
+def _lost(how: str) -> list[str]:
+    """Return other ranks that were lost in some way, with their process and machine."""
+    watch = _ranks.watch
+    if watch is None:
+        return []
+    identities = [
+        watch.identities[number]
+        for number, kind in sorted(watch.lost.items())
+        if kind == how and number != watch.rank
+    ]
+    return [f"rank {each.rank} (process {each.pid} on {each.host})" for each in identities]
 
 
 def killed_ranks() -> list[str]:
     """Return the ranks on this machine that have ended without leaving the group."""
+    lost = _ranks.watch.lost if _ranks.watch is not None else {}
     killed = []
     for number, (host, pid) in enumerate(_ranks.processes):
-        if host == socket.gethostname() and not _is_alive(pid) and not _has_left(number):
+        is_dead = host == socket.gethostname() and not _is_alive(pid)
+        if is_dead and lost.get(number) != HUNG and not _has_left(number):
             killed.append(f"rank {number} (process {pid})")
     return killed
 
@@ -176,8 +374,16 @@ def _has_left(number: int) -> bool:
 
     The record may be lost with the store, but only if rank 0 was killed.
     """
-    with suppress(RuntimeError, ValueError):
-        return bool(_ranks.store.check([f"left {number}"]))
+    if _ranks.watch is not None and number in _ranks.watch.left:
+        return True
+    return _is_recorded(f"left {number}")
+
+
+def _is_recorded(key: str) -> bool:
+    """Return whether the store has a key; False if the store does not answer."""
+    with suppress(RuntimeError, ValueError, TimeoutError):
+        store = _living_store()
+        return store is not None and answer(lambda: store.check([key]))
     return False
 
 

@@ -53,6 +53,19 @@ def to_console() -> bool:
     return any(isinstance(handler, _Console) for handler in log.handlers)
 
 
+def report(message: str) -> None:
+    """Report why the process ends: as a log line, if logging to the console has started.
+
+    Args:
+        message: the reason.
+    """
+    if to_console():
+        log.error(message)
+    else:
+        with suppress(OSError):  # the terminal may be closed
+            print(f"error: {visible(message)}", file=sys.stderr)
+
+
 def stop_logging() -> None:
     """Close and remove all handlers of the package's logger."""
     for handler in list(log.handlers):

@@ -32,6 +32,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal,
 _REPEAT_S = 1.0
 _PR_SET_PDEATHSIG = 1  # prctl's option, from <linux/prctl.h>
 _POLL_S = 0.5
+_AGAIN_S = 0.05
 
 
 class StopAsked(KeyboardInterrupt):
@@ -205,8 +206,20 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    if _in_destructor(frame):
+        # Python drops exceptions of destructors, and the stop would be lost
+        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()
+        return
     if not _is_repeated(number) or _is_second_interrupt(number):
         raise StopAsked
+
+
+def _in_destructor(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_second_interrupt(number: int) -> bool:
