@@ -163,14 +163,14 @@ def has_slurm() -> bool:
     return shutil.which("sbatch") is not None and shutil.which("srun") is not None
 
 
-def script(args: argparse.Namespace, name: str, folder: Path, words: Sequence[str]) -> str:
-    """Return the script that Slurm would get, and the command that each of its ranks runs.
+def script(args: argparse.Namespace, name: str, folder: Path, *commands: Sequence[str]) -> str:
+    """Return the script that Slurm would get, and the commands that its ranks would run.
 
     Args:
         args: with the options of `add_options`.
         name: of the job.
         folder: of scripts and logs.
-        words: `vidrobust` command and its arguments.
+        commands: `vidrobust` commands with their arguments; several are an array of jobs.
     """
     with _submitit():
         from submitit.slurm.slurm import _make_sbatch_string
@@ -179,12 +179,12 @@ def script(args: argparse.Namespace, name: str, folder: Path, words: Sequence[st
         folder,
         **_parameters(args, name),
     )
-    return f"{text}\n# each rank runs, and Slurm repeats after a preemption:\n# {_line(words)}"
+    title = "commands of the array" if len(commands) > 1 else "command of each rank"
+    lines = [f"# {_line(words)}" for words in commands]
+    return "\n".join([text, f"# {title}, repeated after a preemption:", *lines])
 
 
-def executor(
-    args: argparse.Namespace, name: str, folder: Path, **more: Any
-) -> "submitit.SlurmExecutor | submitit.LocalExecutor":
+def executor(args: argparse.Namespace, name: str, folder: Path, **more: Any) -> "submitit.Executor":
     """Return the executor of submitit that the options ask for.
 
     Args:

@@ -11,7 +11,6 @@ into the queue. It continues with --resume. --executor local runs the job here, 
 import argparse
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,8 +56,8 @@ def main() -> None:
     with cluster_jobs.refusals():
         job = executor.submit(command)
     log.info(
-        f"submitted as job {job.job_id}; logs: {folder}/{job.job_id}_*; vidrobust status {out} shows"
-        f" its progress, scancel {job.job_id} ends it"
+        f"submitted as job {job.job_id}; logs: {folder}/{job.job_id}_*; progress: vidrobust status"
+        f" {out}; scancel {job.job_id} ends it"
     )
 
 
@@ -79,7 +78,7 @@ def _check_config(args: argparse.Namespace) -> None:
 
 
 def _run_here(
-    executor: "submitit.SlurmExecutor | submitit.LocalExecutor",
+    executor: "submitit.Executor",
     command: cluster_jobs.SubmittedCommand,
     out: Path,
 ) -> None:
@@ -133,5 +132,3 @@ def _last_line(job: "submitit.Job[None]") -> str:
     lines = (job.task(0).stderr() or "").splitlines()
     own = [line for line in lines if line.strip() and not line.startswith("submitit ")]
     return visible(own[-1]) if own else "its log is empty"
-
-
