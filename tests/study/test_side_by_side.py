@@ -148,7 +148,7 @@ def place(tmp_path_factory, ucf):
 
 
 @pytest.fixture(scope="module")
-def in_turn(place):
+def in_turn(place, whole_reports):
     """Run the study in this process: the student after its teacher, which it does not order."""
     folder = place("in_turn")
     for arms in ("simclr", "student,wrong"):

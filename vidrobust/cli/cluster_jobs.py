@@ -164,7 +164,7 @@ def has_slurm() -> bool:
 
 
 def script(args: argparse.Namespace, name: str, folder: Path, *commands: Sequence[str]) -> str:
-    """Return the script that Slurm would get, and the commands that its ranks would run.
+    """Return the script that Slurm would get, if it is asked for, and the commands of the ranks.
 
     Args:
         args: with the options of `add_options`.
@@ -172,16 +172,15 @@ def script(args: argparse.Namespace, name: str, folder: Path, *commands: Sequenc
         folder: of scripts and logs.
         commands: `vidrobust` commands with their arguments; several are an array of jobs.
     """
+    title = "commands of the array" if len(commands) > 1 else "command of each rank"
+    lines = [f"# {title}, repeated after a preemption:", *(f"# {_line(each)}" for each in commands)]
+    if args.executor == LOCAL:
+        return "\n".join(lines)
     with _submitit():
         from submitit.slurm.slurm import _make_sbatch_string
-    text = _make_sbatch_string(
-        f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}",
-        folder,
-        **_parameters(args, name),
-    )
-    title = "commands of the array" if len(commands) > 1 else "command of each rank"
-    lines = [f"# {_line(words)}" for words in commands]
-    return "\n".join([text, f"# {title}, repeated after a preemption:", *lines])
+    run = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
+    text = _make_sbatch_string(shlex.join(run), folder, **_parameters(args, name))
+    return "\n".join([text, *lines])
 
 
 def executor(args: argparse.Namespace, name: str, folder: Path, **more: Any) -> "submitit.Executor":
