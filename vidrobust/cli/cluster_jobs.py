@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -265,6 +266,9 @@ class SubmittedCommand:
 
         environment = JobEnvironment()
         if environment.num_tasks > 1:
+            port = 10_000 + zlib.crc32(environment.job_id.encode()) % 20_000
+            # below the ports that Linux gives to clients
+            os.environ.setdefault("MASTER_PORT", str(port))
             # all ranks see all GPUs of their node, and take that of LOCAL_RANK
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         preemption = getattr(signal, f"SIG{environment.USR_SIG}")
