@@ -35,7 +35,7 @@ _SOURCES = {page: source for source, page in OUTSIDE.items()}
 # Section of the navigation -> beginnings of the paths of its pages, in this order. All other pages
 # are in the last section.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Running": ("running", "protocols", "finetuning", "features", "examples"),
+    "Running": ("running", "cluster", "protocols", "finetuning", "features", "examples"),
     "Methods": ("methods", "adversarial", "false_negatives", "negatives", "fidelity"),
     "Robustness": (
         "threat",

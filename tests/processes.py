@@ -42,11 +42,21 @@ REPO = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
+LAUNCHER = ("-m", "torch.distributed.run")
+TORCHRUN = (*LAUNCHER, "--standalone")
 TWO_RANKS = (*TORCHRUN, "--nproc_per_node=2")
 
 _COMMANDS = (
-    *("train_net", "test_net", "extract_features", "study", "prepare", "visualize", "transfer"),
+    *(
+        "train_net",
+        "test_net",
+        "extract_features",
+        "study",
+        "submit",
+        "prepare",
+        "visualize",
+        "transfer",
+    ),
 )
 # what the commands import while they run, and would import in each fork
 _PACKAGES = (
@@ -64,7 +74,7 @@ class Process:
     """A process with the interface of subprocess.Popen, as far as tests use it.
 
     Args:
-        command: words after `python`: a script and its arguments, or TORCHRUN, options, a script.
+        command: words after `python`: a script and its arguments, or LAUNCHER, options, a script.
         cwd: working directory.
         env: its environment.
         stdout: DEVNULL, PIPE, or an open file.
@@ -214,7 +224,7 @@ def serve(control: int) -> None:
     gc.collect()
     gc.freeze()
     command = _next_command(socket.socket(fileno=control))
-    if tuple(command[: len(TORCHRUN)]) == TORCHRUN:
+    if tuple(command[: len(LAUNCHER)]) == LAUNCHER:
         command = _launch(command)
     if command:
         sys.argv = command

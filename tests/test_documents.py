@@ -74,7 +74,7 @@ def test_documented_commands_parse_and_name_real_options(command, tmp_path):
         words[0].removesuffix(".py"),
         [w.replace("configs/", f"{REPO}/configs/").strip('"') for w in words[1:] if w != "..."],
     )
-    if name in ("train_net", "prepare", "benchmark", "visualize", "study") and not {
+    if name in ("train_net", "prepare", "benchmark", "visualize", "study", "submit") and not {
         "--checkpoint",
         "--replay",
     } & set(args):

@@ -19,6 +19,7 @@ COMMANDS = {
     "features": "extract_features",
     "predict": "predict",
     "study": "study",
+    "submit": "submit",
     "compare": "compare",
     "leaderboard": "leaderboard",
     "status": "status",

@@ -27,7 +27,7 @@ _ROWS_TAIL = 1 << 20  # bytes at the end of the rows of an evaluation
 _RECENT = 10  # rows of which the mean time is the pace
 # kind -> folders in one that hold no other run or evaluation, but may hold many files
 _LEAVES = {
-    "run": ("checkpoints", "tensorboard", "features"),
+    "run": ("checkpoints", "tensorboard", "features", "jobs"),
     "evaluation": ("adversarial", "clips", "corrupted", "features", "labels", "tensorboard"),
 }
 # of the files whose rows an evaluation plans

@@ -2,20 +2,21 @@
 
     python tools/study.py --cfg configs/study_susceptibility.yaml --data cifar10=/path/to/cifar10
 
-Trains and evaluates every arm on every data set with every seed, one after the other. After each
-run it writes study.html, study.md, study.json and figures from all finished runs of the config
-file; --csv and --latex add study.csv and study.tex. Finished runs are not repeated, and a run that
-was killed is resumed. --dry-run lists the runs; if there is only one, it also prints its
-configuration.
+Trains and evaluates every arm on every data set with every seed, one after the other or --jobs at
+the same time, here or as jobs of Slurm (--executor slurm). After each run it writes study.html,
+study.md, study.json and figures from all finished runs of the config file; --csv and --latex add
+study.csv and study.tex. Finished runs are not repeated, and a run that was killed is resumed.
+--dry-run lists the runs; if there is only one, it also prints its configuration.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidrobust.cli import common
+from vidrobust.cli import cluster_jobs, common
 from vidrobust.methods import require_branch
 from vidrobust.study import (
     Arm,
@@ -30,6 +31,7 @@ from vidrobust.study import (
 )
 from vidrobust.study.plan import chosen
 from vidrobust.study.run import is_finished
+from vidrobust.study.side_by_side import run_side_by_side
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
@@ -39,22 +41,16 @@ from vidrobust.utils.logging import log, start_logging
 def main() -> None:
     """Run a study, or list its runs."""
     args = arguments()
-    whole = read_study(args.cfg)
-    part = chosen(whole, args.datasets, args.arms, args.seeds)
-    out = args.output_dir or Path("outputs") / Path(args.cfg).stem
-    roots = dict(word.split("=", 1) for word in args.data)
-    # --seeds may name seeds that the config file does not
-    seeds = list(dict.fromkeys([*whole.seeds, *part.seeds]))
-    all_runs = plan(dataclasses.replace(whole, seeds=seeds), out, args.overrides, roots)
+    study, all_runs = _planned(args)
+    if args.job:
+        _run_as_job(args, all_runs)
+        return
+    part = chosen(study, args.datasets, args.arms, args.seeds)
     runs = [run for run in all_runs if _is_in(part, run)]
-    # Before anything is trained: options must be valid, and the same as those of earlier runs.
-    for run in all_runs:
-        common.check_names(run.cfg)
-        require_branch(run.cfg)
-        require_same(run)
     if not runs:
         raise UserError(f"nothing to run: {args.cfg} skips these arms of these data sets")
-    _require_teachers(runs)
+    if not args.report_only:
+        _require_teachers(runs)
     if args.dry_run:
         for run in runs:
             state = ", finished" if finished([run]) else ""
@@ -63,28 +59,165 @@ def main() -> None:
             common.print_config(args, runs[0].cfg)
         return
     start_logging(None, quiet=not common.is_main())
-    distributed.start(runs[0].cfg.device)
-    _write_plan(all_runs, out)
-    failed = []
-    unwritten = ""
-    extra = [ending for ending, is_wanted in (("csv", args.csv), ("tex", args.latex)) if is_wanted]
+    report = _Report(study, all_runs, args)
     # runs that were finished before change no report
     unfinished = [run for run in runs if not is_finished(run)]
-    for run in runs:
-        # an arm that fails does not stop the others
-        if problem := _run_one(run, roots):
-            failed.append(problem)
-            log.error(problem)
-        if run in unfinished or run is runs[-1]:
-            unwritten = _write_report(whole, all_runs, out, args.overrides, extra)
-            if unwritten:
-                log.warning(unwritten)
+    if args.report_only:
+        failed = []
+    elif args.executor == cluster_jobs.SLURM:
+        _submit(args, unfinished, all_runs)
+        return
+    elif args.jobs > 1:
+        _write_plan(all_runs, args.output_dir)
+        failed = run_side_by_side(
+            unfinished,
+            args.jobs,
+            lambda run: _words_of(args, run),
+            args.output_dir / cluster_jobs.JOBS,
+            report.write,
+        )
+    else:
+        failed = _run_in_turn(args, runs, all_runs, report)
+    if not report.is_written:
+        report.write()
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
-    if unwritten:
-        raise UserError(unwritten)
-    name = report_name(whole, args.overrides)
-    log.info(f"report: {out / name}.html and {name}.md")
+    report.require_written()
+
+
+def _planned(args: argparse.Namespace) -> tuple[Study, list[Arm]]:
+    """Return a study and all its runs, also those of seeds that only --seeds names.
+
+    Raises:
+        UserError: for options that a run refuses, or that differ from those of an earlier run.
+    """
+    study = read_study(args.cfg)
+    part = chosen(study, args.datasets, args.arms, args.seeds)
+    seeds = list(dict.fromkeys([*study.seeds, *part.seeds]))
+    whole = dataclasses.replace(study, seeds=seeds)
+    all_runs = plan(whole, args.output_dir, args.overrides, args.roots)
+    for run in all_runs:
+        common.check_names(run.cfg)
+        require_branch(run.cfg)
+        require_same(run)
+    return study, all_runs
+
+
+def _run_in_turn(
+    args: argparse.Namespace, runs: Sequence[Arm], all_runs: Sequence[Arm], report: "_Report"
+) -> list[str]:
+    """Do runs one after the other in this process; return why some failed.
+
+    Args:
+        args: of the command line.
+        runs: the runs.
+        all_runs: all runs of the study.
+        report: written after each run.
+    """
+    distributed.start(runs[0].cfg.device)
+    _write_plan(all_runs, args.output_dir)
+    failed = []
+    for run in runs:
+        was_finished = is_finished(run)
+        # an arm that fails does not stop the others
+        if problem := _run_one(run, args.roots):
+            failed.append(problem)
+            log.error(problem)
+        if not was_finished:
+            report.write()
+    return failed
+
+
+# --- Jobs ---
+
+
+def _words_of(args: argparse.Namespace, run: Arm) -> list[str]:
+    """Return the `vidrobust` command and arguments that do one run of the study."""
+    return [*_words(args), "--job", str(run.folder.relative_to(args.output_dir))]
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """Return the `vidrobust` command and arguments that read the same study."""
+    words = ["study", "--cfg", args.cfg, "--output-dir", str(args.output_dir)]
+    words += [f"--data={word}" for word in args.data]
+    words += [f"--seeds={args.seeds}"] if args.seeds else []
+    return [*words, *args.overrides]
+
+
+def _run_as_job(args: argparse.Namespace, all_runs: Sequence[Arm]) -> None:
+    """Do one run for a study that runs several side by side.
+
+    Args:
+        args: of the command line; `job` is the folder of the run in that of the study.
+        all_runs: all runs of the study.
+
+    Raises:
+        UserError: if the run fails, and for a folder of no run.
+    """
+    runs = [run for run in all_runs if str(run.folder.relative_to(args.output_dir)) == args.job]
+    if not runs:
+        raise UserError(f"--job {args.job}: no run of {args.cfg}")
+    start_logging(None, quiet=not common.is_main())
+    _require_teachers(runs)
+    distributed.start(runs[0].cfg.device)
+    try:
+        run_arm(runs[0])
+    except UserError as error:
+        raise UserError(f"{error}{_data_hint(runs[0], args.roots, error)}") from None
+
+
+def _submit(args: argparse.Namespace, runs: Sequence[Arm], all_runs: Sequence[Arm]) -> None:
+    """Submit runs to Slurm as arrays of jobs, and a job that writes the report after them.
+
+    Runs that start from others are in a later array, which waits for the earlier one.
+
+    Args:
+        args: of the command line.
+        runs: the runs that are not finished.
+        all_runs: all runs of the study.
+
+    Raises:
+        UserError: without Slurm, after printing the script and the commands.
+    """
+    folder = cluster_jobs.job_folder(args.output_dir)
+    name = f"vidrobust {args.output_dir.name}"
+    if not cluster_jobs.has_slurm():
+        commands = [_words_of(args, run) for run in runs] or [[*_words(args), "--report-only"]]
+        print(cluster_jobs.script(args, name, folder, *commands), flush=True)
+    cluster_jobs.require_slurm(args)
+    _write_plan(all_runs, args.output_dir)
+    after: dict[str, str] = {}
+    for wave in _waves(runs):
+        executor = cluster_jobs.executor(args, name, folder, array_parallelism=args.jobs, **after)
+        arms = [cluster_jobs.SubmittedCommand(tuple(_words_of(args, run))) for run in wave]
+        with cluster_jobs.refusals():
+            jobs = executor.submit_array(arms)
+        for run, job in zip(wave, jobs, strict=True):
+            log.info(f"{run.label}: job {job.job_id}; logs: {folder}/{job.job_id}_*")
+        # also after failures: the report has what there is
+        after = {"dependency": f"afterany:{jobs[0].job_id.split('_')[0]}"}
+    one_core = {"nodes": 1, "ntasks_per_node": 1, "gpus_per_node": None, **after}
+    executor = cluster_jobs.executor(args, f"{name} report", folder, **one_core)
+    command = cluster_jobs.SubmittedCommand((*_words(args), "--report-only"))
+    with cluster_jobs.refusals():
+        job = executor.submit(command)
+    log.info(f"report: job {job.job_id}, after all runs; the same command submits what is missing")
+
+
+def _waves(runs: Sequence[Arm]) -> list[list[Arm]]:
+    """Return runs in groups, each of which needs earlier groups only."""
+    waves: list[list[Arm]] = []
+    left = list(runs)
+    while left:
+        folders = {run.folder for run in left}
+        ready = [run for run in left if not folders & set(run.needs)]
+        # runs that need each other report it themselves
+        waves.append(ready or left)
+        left = [run for run in left if run not in waves[-1]]
+    return waves
+
+
+# --- Arguments ---
 
 
 def arguments() -> argparse.Namespace:
@@ -95,6 +228,15 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--output-dir", type=Path, help="default: outputs/<name of the config file>"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at the same time (1)"
+    )
+    cluster_jobs.add_options(parser, default=cluster_jobs.LOCAL)
+    # one run, by its folder in that of the study: what --jobs and --executor slurm start
+    parser.add_argument("--job", default="", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--report-only", action="store_true", help="only write the report of finished runs"
     )
     parser.add_argument(
         "--data", action="append", default=[], metavar="NAME=FOLDER", help="folder of a data set"
@@ -117,6 +259,17 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_intermixed_args()
     if any("=" not in word for word in args.data):
         raise UserError(f"--data {' '.join(args.data)}: write NAME=FOLDER")
+    args.roots = dict(word.split("=", 1) for word in args.data)
+    args.output_dir = args.output_dir or Path("outputs") / Path(args.cfg).stem
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: must be at least 1")
+    if args.executor == cluster_jobs.SLURM and not args.job:
+        cluster_jobs.check_options(args)
+    if "RANK" in os.environ and (args.jobs > 1 or args.executor == cluster_jobs.SLURM):
+        raise UserError(
+            "--jobs and --executor: start this command without torchrun; --ranks and --gpus give"
+            " each job several ranks on Slurm"
+        )
     return args
 
 
@@ -164,29 +317,56 @@ def _run_one(run: Arm, roots: dict[str, str]) -> str:
     try:
         run_arm(run)
     except UserError as error:
-        is_missing = run.dataset not in roots and run.cfg.data.root in str(error)
-        hint = f" (set its folder with --data {run.dataset}=FOLDER)" if is_missing else ""
-        return f"{run.dataset}, {run.name}, seed {run.seed}: {error}{hint}"
+        return f"{run.label}: {error}{_data_hint(run, roots, error)}"
     return ""
 
 
-def _write_report(
-    study: Study, runs: list[Arm], out: Path, overrides: Sequence[str], extra: Sequence[str]
-) -> str:
-    """Write the report of all finished runs; return why it could not be written, or "".
+def _data_hint(run: Arm, roots: dict[str, str], error: UserError) -> str:
+    """Return how to set the folder of a data set, if it is what an error is about; else ""."""
+    is_missing = run.dataset not in roots and run.cfg.data.root in str(error)
+    return f" (set its folder with --data {run.dataset}=FOLDER)" if is_missing else ""
+
+
+class _Report:
+    """The report of all finished runs of a study.
 
     Args:
-        study: the whole study.
+        study: the study of the config file.
         runs: all its runs.
-        out: folder of the study.
-        overrides: options of the command line.
-        extra: endings of the files that are written too.
+        args: of the command line.
     """
-    try:
-        with distributed.together():
-            if common.is_main() and (done := finished(runs)):
-                write_study(study, done, out, len(runs) - len(done), overrides, extra)
-    except (UserError, OSError) as error:
-        # the results are safe in the runs' folders, and the next run writes the report again
-        return f"the report of {out} could not be written: {error}"
-    return ""
+
+    def __init__(self, study: Study, runs: list[Arm], args: argparse.Namespace) -> None:
+        self.is_written = False
+        self._study = study
+        self._runs = runs
+        self._args = args
+        self._problem = ""
+        endings = (("csv", args.csv), ("tex", args.latex))
+        self._extra = [ending for ending, is_wanted in endings if is_wanted]
+
+    def write(self) -> None:
+        """Write it; if that fails, log why."""
+        out = self._args.output_dir
+        self._problem = ""
+        self.is_written = True
+        try:
+            with distributed.together():
+                if common.is_main() and (done := finished(self._runs)):
+                    missing = len(self._runs) - len(done)
+                    write_study(self._study, done, out, missing, self._args.overrides, self._extra)
+        except (UserError, OSError) as error:
+            # the results are safe in the runs' folders, and the next run writes the report again
+            self._problem = f"the report of {out} could not be written: {error}"
+            log.warning(self._problem)
+
+    def require_written(self) -> None:
+        """Log where it is.
+
+        Raises:
+            UserError: if it could not be written.
+        """
+        if self._problem:
+            raise UserError(self._problem)
+        name = report_name(self._study, self._args.overrides)
+        log.info(f"report: {self._args.output_dir / name}.html and {name}.md")

@@ -63,6 +63,11 @@ class Arm:
     folder: Path
     needs: tuple[Path, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """Return how messages name the run."""
+        return f"{self.dataset}, {self.name}, seed {self.seed}"
+
 
 # --- Reading ---
 

@@ -105,7 +105,7 @@ def run_arm(arm: Arm, *, overwrite: bool = False, remedy: str = "set --output-di
         train(arm.cfg, arm.folder, overwrite=True)
     summary = _summary_of(arm)
     if not summary.is_file():
-        log.info(f"{arm.dataset}, {arm.name}, seed {arm.seed}: {arm.folder}")
+        log.info(f"{arm.label}: {arm.folder}")
         # Training writes backbone.pt last.
         if not (arm.folder / "backbone.pt").is_file():
             _train(arm)

@@ -34,6 +34,12 @@ _FILES = (
     "features/t*.npz.partial/t*.rows.jsonl",
     "features/t*.npz.partial/t*.f32",
     "features/t*.npz.partial/.lock",
+    # of jobs that have trained it
+    "jobs/*_log.out",
+    "jobs/*_log.err",
+    "jobs/*_submission.sh",
+    "jobs/*_submitted.pkl",
+    "jobs/*_result.pkl",
 )
 
 

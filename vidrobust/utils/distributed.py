@@ -452,6 +452,8 @@ def main_first() -> Iterator[None]:
 def _share(refusal: Exception | None) -> None:
     """Wait for all ranks, then raise this rank's exception, or another rank's as a UserError."""
     refusals: list[str | None] = [None] * world()
+    if isinstance(refusal, UserError):
+        refusal.args = (_with_host(str(refusal)),)  # its type stays
     dist.all_gather_object(
         refusals, None if refusal is None else str(refusal) or repr(refusal), group=_gloo()
     )
@@ -460,6 +462,13 @@ def _share(refusal: Exception | None) -> None:
     for text in refusals:
         if text is not None:
             raise UserError(text)
+
+
+def _with_host(message: str) -> str:
+    """Return a message with the name of this machine, if the ranks run on several."""
+    if len({host for host, _ in _ranks.processes}) <= 1:
+        return message
+    return f"{message} (rank {rank()}, on {socket.gethostname()})"
 
 
 _patient: list[Any] = []  # the group of `_gloo`, once it is created
