@@ -464,6 +464,8 @@ def test_a_network_without_blocks_cannot_compute_them_again():
 def test_a_run_and_its_replay_compute_with_the_same_threads(ucf, tmp_path, monkeypatch):
     """Both are set up by `build_run`."""
     chosen = []
-    monkeypatch.setattr("vidrobust.training.setup.use_threads", chosen.append)
+    monkeypatch.setattr(
+        "vidrobust.training.setup.use_threads", lambda workers, seldom: chosen.append(workers)
+    )
     build_run(tiny_config(ucf, "data.workers=3"), tmp_path, torch.device("cpu"), None)
     assert chosen == [3]

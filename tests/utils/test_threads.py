@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidrobust.utils import threads
-from vidrobust.utils.threads import available_cores, use_threads
+from vidrobust.utils.threads import available_cores, loads_seldom, use_threads
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,29 @@ def test_the_users_number_of_threads_is_kept(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert use_threads(1) == torch.get_num_threads() and not chosen
+
+
+@pytest.mark.parametrize(
+    ("flops", "videos", "frames", "seldom"),
+    [
+        # R(2+1)D-18, four videos of two clips of 16 x 112 x 112: 13 s of a core, 0.1 s of loading
+        (3 * 8 * 82e9, 4, 16, True),
+        (3 * 512 * 1e9, 256, 1, True),  # ResNet-18 at 32 px, batch 256
+        (3 * 512 * 0.02e9, 256, 1, False),  # the same of width 8
+        (3 * 64 * 0.01e9, 32, 4, False),  # the demo
+        (0, 4, 16, False),  # a network whose operations are not counted
+    ],
+)
+def test_large_networks_need_no_core_for_loading(flops, videos, frames, seldom):
+    assert loads_seldom(flops, videos, frames) == seldom
+
+
+def test_seldom_loading_leaves_all_cores_to_torch(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(threads, "available_cores", lambda: 4)
+    set_to = []
+    monkeypatch.setattr(threads.torch, "set_num_threads", set_to.append)
+    use_threads(3)
+    use_threads(3, seldom=True)
+    assert set_to == [1, 4]

@@ -22,6 +22,8 @@ features     clips/s of extraction and of an evaluation without attacks, compare
              model and the bare loader, on the training split; peak memory of extracting many clips
 memory       MiB and seconds of a training step on the CPU by batch, with whole batches and with
              micro-batches, on random clips
+passes       seconds of a pass forward and backward in each order of memory and precision, to the
+             weights and to the input, on random clips
 profile      seconds of the phases of a training step, compared with the bare passes of the model in
              turn; on the training split
 growth       seconds of a training step by clips, frames, resolution and steps of an attack,
@@ -42,6 +44,7 @@ from vidrobust.benchmarks.data import print_data
 from vidrobust.benchmarks.extraction import print_features
 from vidrobust.benchmarks.negative_views import print_negatives
 from vidrobust.benchmarks.nt_xent import print_losses
+from vidrobust.benchmarks.pass_precision import print_passes
 from vidrobust.benchmarks.probe_sweep import print_probes
 from vidrobust.benchmarks.step_growth import print_growth
 from vidrobust.benchmarks.step_memory import print_step_memory
@@ -103,6 +106,7 @@ _PRINTERS: dict[str, Callable[[config.Config, argparse.Namespace], None]] = {
     "memory": lambda cfg, args: print_step_memory(
         cfg, batches=args.batches, micro_batch=args.micro_batch
     ),
+    "passes": lambda cfg, args: print_passes(cfg, args.rounds),
     "growth": lambda cfg, args: print_growth(cfg, args.rounds),
     "profile": lambda cfg, args: print_profile(cfg, args.rounds),
     "probes": lambda cfg, args: print_probes(cfg, rounds=args.rounds),

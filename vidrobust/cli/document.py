@@ -202,7 +202,8 @@ def study_costs() -> str:
             cells = [f"`{name}`", f"`{adversary}`", str(units)]
             for cfg, videos in pages.values():
                 steps = cfg.train.epochs * (videos // cfg.train.batch_size)
-                cells.append(f"{steps * units * _UNIT_H:.2g}")
+                hours = steps * units * _UNIT_H
+                cells.append(f"{hours:.0f}" if hours >= 10 else f"{hours:.2g}")
             lines.append(_row(cells))
     return "\n".join(lines) + "\n"
 

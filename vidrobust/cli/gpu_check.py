@@ -11,7 +11,7 @@ on a CPU.
 import argparse
 from pathlib import Path
 
-from vidrobust.benchmarks.gpu_check import check_gpu
+from vidrobust.benchmarks.gpu_switches import check_gpu
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import start_logging

@@ -17,6 +17,7 @@ from vidrobust.data import (
 )
 from vidrobust.methods import Method, build_method, build_negatives, options_with_labels
 from vidrobust.models import AttentiveHead, Backbone, branch_names
+from vidrobust.models.complexity import model_complexity
 from vidrobust.models.fast_passes import arrange_passes
 from vidrobust.models.feature_store import SharedStore
 from vidrobust.models.inference import evaluation_mode, extract
@@ -33,7 +34,7 @@ from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
-from vidrobust.utils.threads import use_threads
+from vidrobust.utils.threads import loads_seldom, use_threads
 from vidrobust.views import NegativeSpec, count_numbers, require_room
 
 
@@ -54,7 +55,6 @@ def build_run(
     Raises:
         UserError: for options that do not fit each other, the data or the checkpoint.
     """
-    use_threads(cfg.data.workers)
     # rank 0 first: it may have to render the built-in synthetic data set
     with distributed.main_first():
         records, classes = build_records(cfg.data, "train")
@@ -75,6 +75,7 @@ def build_run(
     _require_room(negatives, cfg.data)
     _load_weights(cfg, method)
     method.to(device).prepare(records)
+    _choose_threads(cfg, method)
     bf16 = arrange(method, cfg.train)
     if resume is None:  # a checkpoint holds the pseudo-labels
         _make_pseudo_labels(cfg, method, records, device)
@@ -93,6 +94,16 @@ def build_run(
     if resume:
         restore(run, resume)
     return run
+
+
+def _choose_threads(cfg: config.Config, method: Method) -> None:
+    """Let torch compute with the cores that loading leaves it."""
+    shape = (3, cfg.data.frames, cfg.data.size, cfg.data.size)
+    flops = model_complexity(method.model, shape).flops_per_clip or 0
+    videos = cfg.train.batch_size // distributed.world()
+    # a backward pass costs two forward ones
+    seldom = loads_seldom(3 * method.views * videos * flops, videos, cfg.data.frames)
+    use_threads(cfg.data.workers, seldom=seldom)
 
 
 def total_steps(cfg: config.Config, videos: int) -> int:

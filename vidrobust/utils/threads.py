@@ -41,16 +41,40 @@ def _quota(cgroup: Path) -> float | None:
     return limits[0] / limits[1] if min(limits) > 0 else None
 
 
-def use_threads(workers: int) -> int:
+# Rough costs on a core, which only have to tell small networks from large ones.
+_FLOPS_PER_S = 50e9
+_VIDEO_S = 0.02
+_IMAGE_S = 0.001
+_SELDOM = 0.1
+
+
+def loads_seldom(flops: float, videos: int, frames: int) -> bool:
+    """Return whether loading takes so little of a step that it needs no core of its own.
+
+    It is decided by arithmetic rather than by a measurement, because the number of threads decides
+    the rounding of a run.
+
+    Args:
+        flops: floating-point operations of a step of this rank.
+        videos: of the step.
+        frames: of a clip; 1: the videos are images.
+    """
+    loading = videos * (_IMAGE_S if frames == 1 else _VIDEO_S)
+    return loading < _SELDOM * flops / _FLOPS_PER_S
+
+
+def use_threads(workers: int, *, seldom: bool = False) -> int:
     """Leave a core to each loading process, and return how many threads torch computes with.
 
-    Threads wait for each other, so that two threads and a loading process on two cores are slower
-    than one thread. What OMP_NUM_THREADS says is kept.
+    Threads wait for each other, so that two threads and a busy loading process on two cores are
+    slower than one thread. What OMP_NUM_THREADS says is kept.
 
     Args:
         workers: loading processes of this rank.
+        seldom: they take little time of a step, so that torch computes with all cores.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, available_cores() // ranks - workers))
+        left = 0 if seldom else workers
+        torch.set_num_threads(max(1, available_cores() // ranks - left))
     return torch.get_num_threads()

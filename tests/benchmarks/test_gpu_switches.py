@@ -5,7 +5,7 @@ import json
 import torch
 
 from tests.helpers import tool
-from vidrobust.benchmarks import gpu_check
+from vidrobust.benchmarks import gpu_switches
 
 QUICK = {
     "fp32": ("train.amp=fp32", "train.channels_last=false"),
@@ -15,7 +15,7 @@ QUICK = {
 
 def test_every_measurement_has_a_number_on_a_cpu(tmp_path, monkeypatch):
     # compilation takes minutes; whoever rehearses by hand sees it
-    monkeypatch.setattr(gpu_check, "STEPS", {**QUICK, "bf16": ("train.amp=bf16",)})
+    monkeypatch.setattr(gpu_switches, "STEPS", {**QUICK, "bf16": ("train.amp=bf16",)})
     done = tool(
         *("gpu_check", "--output", tmp_path / "gpu.json", "--small", "--rounds", 1),
         *("--device", "cpu"),
@@ -39,12 +39,12 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
         yield "first", lambda: 1 / 0
         yield "second", lambda: {"s": 2}
 
-    monkeypatch.setattr(gpu_check, "_parts", parts)
+    monkeypatch.setattr(gpu_switches, "_parts", parts)
     device = torch.device("cpu")
     options = {"small": True, "rounds": 1}
-    gpu_check.check_gpu(tmp_path / "a.json", device, **options, limit_s=100)
+    gpu_switches.check_gpu(tmp_path / "a.json", device, **options, limit_s=100)
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["first"] == {"error": "ZeroDivisionError: division by zero"}
     assert found["second"] == {"s": 2}
-    gpu_check.check_gpu(tmp_path / "b.json", device, **options, limit_s=-1)
+    gpu_switches.check_gpu(tmp_path / "b.json", device, **options, limit_s=-1)
     assert json.loads((tmp_path / "b.json").read_text())["second"] == {"left_out": "after -1 s"}
