@@ -41,7 +41,7 @@ def _quota(cgroup: Path) -> float | None:
     return limits[0] / limits[1] if min(limits) > 0 else None
 
 
-# Rough costs on a core, which only have to tell small networks from large ones.
+# Rough costs on a core, which only have to separate small networks from large ones.
 _FLOPS_PER_S = 50e9
 _VIDEO_S = 0.02
 _IMAGE_S = 0.001
