@@ -50,7 +50,7 @@ _COSTLY = [
             "model_complexity",
             lambda model, shape: Complexity(sum(p.numel() for p in model.parameters()), None),
         )
-        for module in ("vidrobust.training.loop", "vidrobust.evaluation.evaluate")
+        for module in ("vidrobust.training.setup", "vidrobust.evaluation.evaluate")
     ),
 ]
 _WHOLE = [(module, name, getattr(module, name)) for module, name, _ in _COSTLY]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from vidrobust import config
-from vidrobust.benchmarks.steps import configured
+from vidrobust.benchmarks.steps import configured, pass_both_ways
 from vidrobust.benchmarks.timing import spread, synchronize
 from vidrobust.methods import Method
 from vidrobust.training.setup import arrange
@@ -112,12 +112,9 @@ def _step(cfg: config.Config, method: Method, device: torch.device, bf16: bool) 
     """Return the seconds of a forward and backward pass on random clips."""
     shape = (3, cfg.data.frames, cfg.data.size, cfg.data.size)
     views = torch.rand(cfg.train.batch_size, method.views, *shape, device=device)
-    ids = torch.arange(len(views), device=device)
     method.zero_grad(set_to_none=True)
     synchronize(device)
     begin = time.perf_counter()
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        loss = method(views, ids, ids % 10, 0.5)["loss"].mean()
-    loss.backward()
+    pass_both_ways(method, views, bf16=bf16)
     synchronize(device)
     return time.perf_counter() - begin

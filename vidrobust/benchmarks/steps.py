@@ -374,6 +374,19 @@ def _ways_of(
     return ways
 
 
+def pass_both_ways(method: Method, views: Tensor, *, bf16: bool) -> None:
+    """Run the forward and backward pass of a training step.
+
+    Args:
+        method: the method, whose parameters get gradients.
+        views: (B, V, C, T, H, W) in [0, 1].
+        bf16: use bf16 autocast.
+    """
+    with torch.autocast(views.device.type, torch.bfloat16, enabled=bf16):
+        loss = _own_step(method, views, torch.arange(len(views), device=views.device))
+    loss.backward()
+
+
 def _own_step(method: Method, views: Tensor, ids: Tensor) -> Tensor:
     return method(views[:, : method.views], ids, ids % 10)["loss"].mean()
 

@@ -11,7 +11,7 @@ from vidrobust import checkpoint, config
 from vidrobust.checkpoint import NonFinite
 from vidrobust.data import Batch, batch_loader, worker_deaths
 from vidrobust.methods import skips_weights
-from vidrobust.models.complexity import model_complexity, parameters_text
+from vidrobust.models.complexity import parameters_text
 from vidrobust.training.data_warnings import UnusualVideos, count_bad_videos
 from vidrobust.training.early_end import Stopped, leave, refuse_non_finite, save_completed_steps
 from vidrobust.training.measured_accuracy import adapt_rate, measure_for_loss
@@ -101,8 +101,7 @@ def _train(run: TrainingRun) -> Path:
 def _log_start(run: TrainingRun) -> None:
     cfg = run.cfg
     size = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
-    shape = (3, cfg.data.frames, cfg.data.size, cfg.data.size)
-    flops = model_complexity(run.method.model, shape).text()
+    flops = "" if run.complexity is None else run.complexity.text()
     cost = parameters_text(size) + (f", {flops}" if flops else "")
     log.info(
         f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone}"

@@ -17,7 +17,7 @@ from vidrobust.data import (
 )
 from vidrobust.methods import Method, build_method, build_negatives, options_with_labels
 from vidrobust.models import AttentiveHead, Backbone, branch_names
-from vidrobust.models.complexity import model_complexity
+from vidrobust.models.complexity import Complexity, model_complexity
 from vidrobust.models.fast_passes import arrange_passes
 from vidrobust.models.feature_store import SharedStore
 from vidrobust.models.inference import evaluation_mode, extract
@@ -75,7 +75,9 @@ def build_run(
     _require_room(negatives, cfg.data)
     _load_weights(cfg, method)
     method.to(device).prepare(records)
-    _choose_threads(cfg, method)
+    shape = (3, cfg.data.frames, cfg.data.size, cfg.data.size)
+    complexity = model_complexity(method.model, shape)
+    _choose_threads(cfg, method, complexity)
     bf16 = arrange(method, cfg.train)
     if resume is None:  # a checkpoint holds the pseudo-labels
         _make_pseudo_labels(cfg, method, records, device)
@@ -85,6 +87,7 @@ def build_run(
     optimizer = build_optimizer(method, cfg.optim, method.model.backbone)
     run = TrainingRun(cfg, out, device, records, dataset, method, optimizer, 0, total, bf16)
     run.negatives = negatives
+    run.complexity = complexity
     if cfg.train.average:
         run.average = Average(method.model, cfg.train.average)
     if cfg.optim.schedule == "auto":
@@ -96,10 +99,9 @@ def build_run(
     return run
 
 
-def _choose_threads(cfg: config.Config, method: Method) -> None:
+def _choose_threads(cfg: config.Config, method: Method, complexity: Complexity) -> None:
     """Let torch compute with the cores that loading leaves it."""
-    shape = (3, cfg.data.frames, cfg.data.size, cfg.data.size)
-    flops = model_complexity(method.model, shape).flops_per_clip or 0
+    flops = complexity.flops_per_clip or 0
     videos = cfg.train.batch_size // distributed.world()
     # a backward pass costs two forward ones
     seldom = loads_seldom(3 * method.views * videos * flops, videos, cfg.data.frames)

@@ -10,6 +10,7 @@ from vidrobust.data import ClipDataset, Record, records_sha
 from vidrobust.data.places import stamp
 from vidrobust.methods import Method
 from vidrobust.methods.revisions import REVISION
+from vidrobust.models.complexity import Complexity
 from vidrobust.training.auto_rate import AutoRate
 from vidrobust.training.ema import Average
 from vidrobust.utils import distributed
@@ -36,6 +37,7 @@ class TrainingRun:
         auto: reduces the rate by accuracy under attack, or None.
         bad: videos that did not decode on any rank, and why.
         notes: warnings to log once the log is open.
+        complexity: size and cost of the model, for the log.
         saved: steps of the newest checkpoint that this run has written, -1 for none.
     """
 
@@ -54,6 +56,7 @@ class TrainingRun:
     auto: AutoRate | None = None
     bad: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    complexity: Complexity | None = None
     saved: int = -1
 
     @property
