@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import REPO
 from tests.processes import DEVNULL, PIPE, Process
 from vidrobust.data import isolation as child_module
-from vidrobust.data.isolation import Child, ChildDied, in_children
+from vidrobust.data.isolation import Child, ChildDied, SharedMemory, in_children
 
 
 def _behave(how, value=None):
@@ -279,12 +279,13 @@ def test_a_child_runs_on_the_cores_of_its_caller():
 
 
 def test_large_results_are_returned_in_shared_memory():
-    child = Child(_fill, 20, shared=1000)
-    assert child(7) == "done" and (child.memory == 7).all()
+    memory = SharedMemory(1000)
+    child = Child(_fill, 20, memory)
+    assert child(7) == "done" and (memory.bytes == 7).all()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         child.close()
-        assert child(8) == "done" and (child.memory == 8).all()
+        assert child(8) == "done" and (memory.bytes == 8).all()
     assert len(os.listdir("/proc/self/fd")) <= before
     child.close()
 

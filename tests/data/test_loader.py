@@ -1,10 +1,9 @@
-"""Loader processes with little shared memory, such as the 64 MB of Docker."""
+"""Batches on their way from loader processes, and systems with little shared memory."""
 
 import os
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,9 +19,9 @@ from vidrobust.data import (
     train_dataset,
     ucf101,
 )
-from vidrobust.data import loader as workers
+from vidrobust.data.batch_slots import BatchSlots, InSlot
 from vidrobust.data.loader import worker_deaths
-from vidrobust.utils.errors import UserError
+from vidrobust.data.records import Record
 
 CFG = DataConfig(frames=2, stride=3, short_side=32, size=24, workers=1)
 
@@ -32,73 +31,77 @@ def _dataset(ucf):
     return train_dataset(CFG, AugmentConfig(), records, 2, 7)
 
 
-@pytest.fixture
-def short(monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=30_000))
-    warnings = []
-    monkeypatch.setattr(workers.log, "warning", warnings.append)
-    return warnings
+def _loader(dataset, stop, workers=1):
+    return batch_loader(dataset, TrainBatches(8, 4, 7, 0, stop), workers)
 
 
-def test_batches_travel_through_pipes_where_shared_memory_is_short(ucf, short, monkeypatch):
+def test_batches_that_are_kept_stay_as_they_were(ucf):
+    """Four lie in slots; the others travel through a pipe, for want of a free slot."""
     dataset = _dataset(ucf)
-    through_pipes = list(batch_loader(dataset, TrainBatches(8, 4, 7, 0, 6), 1))
-    (warning,) = short
-    assert "/dev/shm has 0 MB free" in warning and "docker run --shm-size=8g" in warning
-    monkeypatch.undo()
-    shared = list(batch_loader(dataset, TrainBatches(8, 4, 7, 0, 6), 1))
-    assert len(shared) == len(through_pipes) == 6
-    assert all(same_batch(a, b) for a, b in zip(through_pipes, shared, strict=True))
-    assert through_pipes[0].clips.dtype == torch.uint8 and not through_pipes[0].clips.is_shared()
+    kept = list(_loader(dataset, 12))
+    assert len({batch.clips.data_ptr() for batch in kept}) == 12
+    assert all(same_batch(a, b) for a, b in zip(kept, _loader(dataset, 12, workers=0), strict=True))
 
 
-def test_corrupted_clips_travel_through_pipes_as_well(ucf, short):
+def test_slots_are_used_again_once_nothing_shows_their_clips(ucf):
+    dataset = _dataset(ucf)
+    expected = [batch.clips.clone() for batch in _loader(dataset, 16, workers=0)]
+    places, shown = [], None
+    for step, batch in enumerate(_loader(dataset, 16)):
+        places.append(batch.clips.data_ptr())
+        assert torch.equal(batch.clips, expected[step])
+        if step == 3:
+            shown = batch.clips[2, 1]  # a part keeps the whole slot
+        assert shown is None or torch.equal(shown, expected[3][2, 1])
+    assert len(set(places)) <= 4 and places.count(places[3]) - places[:3].count(places[3]) == 1
+
+
+def test_a_process_that_is_forked_later_frees_no_slot():
+    slots = BatchSlots(1, 100, 10)
+    slot = slots.take(0, 100)
+    slot.bytes[:6] = 7
+    clips = slots.clips(InSlot(slot.number, (2, 3)))
+    pid = os.fork()
+    if not pid:
+        del clips
+        os._exit(0)
+    os.waitpid(pid, 0)
+    others = [slots.take(0, 50) for _ in range(3)]
+    assert slots.take(0, 1) is None and slots.take(0, 5000) is None and (clips == 7).all()
+    del clips
+    assert slots.take(0, 100).number == slot.number
+    assert len({slot.start, *(other.start for other in others)}) == 4
+
+
+def test_workers_do_not_take_each_others_slots():
+    slots = BatchSlots(3, 5000, 10)
+    taken = [slots.take(worker, 5000) for worker in (2, 0, 1) for _ in range(4)]
+    for value, slot in enumerate(taken):
+        slot.bytes[:] = value
+    for worker in range(3):
+        start = slots.spare(worker)
+        assert (slots.memory.bytes[start : start + 10] == 0).all()
+    assert all((slot.bytes == value).all() for value, slot in enumerate(taken))
+
+
+def test_a_batch_of_failures_takes_no_slot(tmp_path, ucf):
+    good, _ = ucf101(ucf, "train", 1)
+    bad = [Record(str(i), str(tmp_path / f"{i}.avi"), 0) for i in range(7)]
+    dataset = train_dataset(CFG, AugmentConfig(), [*bad, good[0]], 2, 7)
+    dataset.replace = False
+    batches = list(batch_loader(dataset, [[(0, i)] for i in range(8)], 1))
+    assert [len(batch.failed) for batch in batches] == [1] * 7 + [0]
+    assert batches[0].clips.shape[0] == 0 and batches[7].clips.shape[0] == 1
+
+
+def test_corrupted_clips_come_as_tensors(ucf):
     records, _ = ucf101(ucf, "test", 1)
     dataset = corrupted_videos(CFG, records, 1, "uniform", "view", 0)
     dataset.work = [(0, [("clean", 0), *((name, 3) for name in expand(["contrast", "fog"]))])] * 3
-    through_pipes = list(corrupted_loader(dataset, 1))
-    assert len(short) == 1 and len(through_pipes) == 3
-    assert all(isinstance(clip, torch.Tensor) for result in through_pipes for clip in result.clips)
-
-
-def test_enough_shared_memory_is_used_without_a_warning(ucf, monkeypatch):
-    warnings = []
-    monkeypatch.setattr(workers.log, "warning", warnings.append)
-    assert (
-        not batch_loader(_dataset(ucf), TrainBatches(8, 4, 7, 0, 6), 2).through_pipes
-        and not warnings
-    )
-
-
-def test_the_need_for_shared_memory_counts_all_ranks_of_a_machine(ucf, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000))
-    dataset, batches = _dataset(ucf), TrainBatches(8, 4, 7, 0, 6)
-    assert not batch_loader(dataset, batches, 1).through_pipes
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert batch_loader(dataset, batches, 1).through_pipes
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
-        "last):\n  ...\n"
-        "RuntimeError: unable to allocate shared memory(shm) for file </torch_1>: No space left on "
-        "device (28)",
-        "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that "
-        "dataloader's workers are out of "
-        "shared memory. Please try to raise your shared memory limit.",
-    ],
-    ids=["refused", "bus error"],
-)
-def test_full_shared_memory_is_reported_with_the_remedy(ucf, message):
-    dataset = _dataset(ucf)
-    with (
-        pytest.raises(UserError, match="memory /dev/shm is full .*--shm-size=8g") as error,
-        worker_deaths(dataset),
-    ):
-        raise RuntimeError(message)
-    assert "\n" not in str(error.value) and "memory short" not in str(error.value)
+    results = [list(corrupted_loader(dataset, workers)) for workers in (0, 1)]
+    for one, other in zip(*results, strict=True):
+        assert len(one.clips) == 3
+        assert all(torch.equal(a, b) for a, b in zip(one.clips, other.clips, strict=True))
 
 
 def test_an_exception_in_a_worker_is_not_reported_as_a_death(ucf):
@@ -122,14 +125,13 @@ print(sum(len(batch.uids) for batch in batch_loader(data, TrainBatches(8, 8, 7, 
 """
 
 
-def test_a_run_survives_64_mb_of_shared_memory(ucf):
-    """A mount namespace gives as much as `docker run` does."""
+def test_a_run_needs_no_shared_memory_of_the_system(ucf):
+    """A mount namespace gives as much as `docker run --shm-size=1m` does."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-m", "true"], capture_output=True).returncode:
         pytest.skip("this system permits no mount")
-    script = 'mount -t tmpfs -o size=16m tmpfs /dev/shm && exec "$@"'
+    script = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
     command = [unshare, "-m", "sh", "-c", script, "sh", sys.executable, "-c", SCRIPT, str(ucf)]
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
-    assert done.returncode == 0 and done.stdout == "64\n", done.stderr
-    assert done.stderr.count("shared memory /dev/shm has 16 MB free") == 1
+    assert done.returncode == 0 and done.stdout == "64\n" and not done.stderr, done.stderr

@@ -126,7 +126,7 @@ def test_memory_and_open_files_do_not_grow_over_fifty_epochs(ucf, backend, timeo
     for epoch in range(50):
         for index in range(len(records)):
             assert dataset[epoch, index]["clips"].shape == (2, 4, 32, 32, 3)
-        reader = dataset._reader[1].pid if timeout_s else os.getpid()
+        reader = dataset._child.child.pid if timeout_s else os.getpid()
         held.append((_resident_mb(reader), len(os.listdir(f"/proc/{reader}/fd"))))
     (early, early_files), (late, late_files) = held[9], held[-1]
     assert late - early < 4 and late_files <= early_files, held
@@ -246,7 +246,7 @@ def test_a_reader_ends_with_its_data_set(ucf):
     records, _ = ucf101(ucf, "train", 1)
     dataset = train_dataset(CFG, AugmentConfig(), records, 2, 7)
     assert dataset[0, 0]
-    pid = dataset._reader[1].pid
+    pid = dataset._child.child.pid
     os.kill(pid, 0)
     del dataset  # at once, not when cycles are collected
     with pytest.raises(ProcessLookupError):

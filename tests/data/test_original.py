@@ -105,8 +105,8 @@ def test_a_shifted_view_is_black_beyond_the_frame(tmp_path, frames):
 def test_old_memory_does_not_show_beyond_the_frame():
     frame = np.full((8, 8, 3), 200, np.uint8)
     out = np.empty((1, 8, 8, 3), np.uint8)
-    boxes = clip_reader._Boxes(ViewDraw(-2, 3, 8, 8), out, 10**6, "bilinear")
-    boxes.waiting[:] = 77
+    room = np.full(1000, 77, np.uint8)
+    boxes = clip_reader._Boxes(ViewDraw(-2, 3, 8, 8), out, room, "bilinear")
     boxes.add(frame, 0)
     boxes.resize()
     assert np.array_equal(out, _shifted(frame[None], -2, 3))

@@ -1,7 +1,9 @@
 """Read one sample: decode, crop, resize and corrupt the clips of a video."""
 
 import copy
+import functools
 import itertools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -66,6 +68,11 @@ class ClipReader:
         clips = self.spec.clips + (self.twins is not None)
         return clips, self.spec.frames, self.view.size, self.view.size, 3
 
+    @property
+    def bytes(self) -> int:
+        """Return the size of the clips of a sample, in bytes."""
+        return math.prod(self.shape)
+
     def draw_clips(
         self, epoch: int, index: int, num_frames: int, fps: float
     ) -> tuple[np.ndarray, np.random.Generator]:
@@ -92,11 +99,14 @@ class ClipReader:
         clips = sampled(self.sample_clips, num_frames, fps, spec, rng)
         return np.concatenate([clips, clips[:1]]), rng
 
-    def read(self, memory: np.ndarray, record: Record, epoch: int, index: int) -> Sample | Failure:
+    def read(
+        self, memory: np.ndarray, start: int, record: Record, epoch: int, index: int
+    ) -> Sample | Failure:
         """Read the sample of a record.
 
         Args:
-            memory: bytes to write the clips to, at least as many as `shape` needs.
+            memory: (n,) uint8; the clips are written here.
+            start: where in the memory they begin.
             record: the video.
             epoch: epoch of the run.
             index: index of the record in its list.
@@ -105,7 +115,7 @@ class ClipReader:
             The sample without its clips, or a Failure. Values are arrays, because torch would send
             tensors to the parent process by way of files.
         """
-        out = memory[: int(np.prod(self.shape))].reshape(self.shape)
+        out = memory[start : start + self.bytes].reshape(self.shape)
         try:
             with open_record(record, self.backend) as video:
                 indices, rng = self.draw_clips(epoch, index, video.num_frames, video.fps)
@@ -260,11 +270,12 @@ def _take_views(
     first = next(frames)
     height, width = first.shape[:2]
     draws = draw(height, width)
-    most_bytes = _WAITING_BYTES // len(draws)
+    share = _waiting_room().size // len(draws)
+    rooms = _waiting_room()[: share * len(draws)].reshape(len(draws), share)
     # not strict: `out` may have one more place, for the twin
     boxes = [
-        _Boxes(draw, clip, most_bytes, interpolation)
-        for draw, clip in zip(draws, out, strict=False)
+        _Boxes(draw, clip, room, interpolation)
+        for draw, clip, room in zip(draws, out, rooms, strict=False)
     ]
     for frame, frame_places in zip(itertools.chain([first], frames), places, strict=True):
         for place in frame_places.tolist():
@@ -275,6 +286,15 @@ def _take_views(
     return draws, (height, width)
 
 
+@functools.cache
+def _waiting_room() -> np.ndarray:
+    """Return memory (_WAITING_BYTES,) for boxes, which lasts as long as the process.
+
+    Its pages are there already; the system would have to clear new ones for each sample.
+    """
+    return np.empty(_WAITING_BYTES, np.uint8)
+
+
 class _Boxes:
     """The boxes cut from the frames of one clip.
 
@@ -283,18 +303,22 @@ class _Boxes:
     Args:
         draw: view parameters of the clip.
         out: (T, S, S, 3) uint8; the resized boxes are written here.
-        most_bytes: bytes of boxes that may wait to be resized.
+        room: (n,) uint8, memory for the boxes that wait to be resized.
         interpolation: see `resize`.
     """
 
     def __init__(
-        self, draw: ViewDraw, out: np.ndarray, most_bytes: int, interpolation: str
+        self, draw: ViewDraw, out: np.ndarray, room: np.ndarray, interpolation: str
     ) -> None:
         self.draw = draw
         self.interpolation = interpolation
         self.out = out
-        count = max(1, min(len(out), most_bytes // (draw.height * draw.width * 3)))
-        self.waiting = np.empty((count, draw.height, draw.width, 3), np.uint8)
+        box_bytes = draw.height * draw.width * 3
+        count = min(len(out), len(room) // box_bytes)
+        if not count:  # one box is larger than the room
+            room = np.empty(box_bytes, np.uint8)
+            count = 1
+        self.waiting = room[: count * box_bytes].reshape(count, draw.height, draw.width, 3)
         self.times: list[int] = []
 
     def add(self, frame: np.ndarray, time: int) -> None:

@@ -365,12 +365,4 @@ def corrupted_loader(dataset: CorruptedVideos, workers: int) -> BatchLoader:
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     if dataset.timeout_s:
         start_nursery()  # before the workers are forked, so that they share it
-    conditions = max((len(group) for _, group in dataset.work), default=0)
-    clip_bytes = dataset.spec.frames * dataset.reader.view.size**2 * 3
-    return BatchLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        generator=torch.Generator(),
-        batch_bytes=conditions * dataset.spec.clips * clip_bytes,
-    )
+    return BatchLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator())

@@ -8,23 +8,24 @@ does not decode becomes a `Failure`. The reader of the batch decides what follow
 the video that replaced it, evaluation writes a failed row.
 """
 
+import functools
 import itertools
-import math
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from vidrobust.corruptions import Corrupt
+from vidrobust.data.batch_slots import BatchSlots, InSlot, Slot
 from vidrobust.data.clip_reader import ClipReader, Sample
 from vidrobust.data.decoding.images import in_memory
-from vidrobust.data.isolation import Child, ChildDied, start_nursery
+from vidrobust.data.isolation import Child, ChildDied, SharedMemory, start_nursery
 from vidrobust.data.loader import BatchLoader
 from vidrobust.data.places import is_folder
 from vidrobust.data.prepare.texture_twins import Twins
@@ -134,7 +135,9 @@ class ClipDataset(Dataset):
         self.replace = replace
         # One row per worker: the id of its process, and the index of the record that it reads.
         self.reading = torch.full((0, 2), -1)
-        self._reader: tuple[int, Child] | None = None
+        # Where a worker leaves the clips of its batches; the loader sets it while it forks them.
+        self.slots: BatchSlots | None = None
+        self._child: _ReadingChild | None = None
         # Videos that ended a child process: they are not tried again.
         self._hopeless: dict[int, Failure] = {}
 
@@ -198,12 +201,55 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, key: Key) -> Sample | Failure:
         """Return the sample of a key, or a Failure if it and its replacements do not decode."""
+        memory = np.empty(self.reader.bytes, np.uint8)
+        sample = self._sample(key, memory, None)
+        if isinstance(sample, Failure):
+            return sample
+        arrays = {"clips": memory.reshape(self.reader.shape)}
+        arrays |= {name: sample[name] for name in ("draws", "numbers", "start", "end")}
+        return sample | {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """Return the batch of some keys.
+
+        In a worker, its clips are in a slot, unless all are taken.
+        """
+        size = self.reader.bytes
+        slot = self._take_slot(len(keys) * size)
+        memory = np.empty(len(keys) * size, np.uint8) if slot is None else slot.bytes
+        samples: list[Sample | Failure] = []
+        end = 0  # of the clips so far; a failure leaves no gap
+        for key in keys:
+            start = None if slot is None else slot.start + end
+            sample = self._sample(key, memory[end : end + size], start)
+            samples.append(sample)
+            end += size * isinstance(sample, dict)
+        shape = (end // size, *self.reader.shape)
+        if slot is not None and end:
+            return collate(samples, InSlot(slot.number, shape))
+        if slot is not None and self.slots is not None:
+            self.slots.free(slot.number)
+        return collate(samples, torch.from_numpy(memory[:end].reshape(shape)))
+
+    def _take_slot(self, size: int) -> Slot | None:
+        """Return a slot for a batch of some bytes; None outside of workers, or if none is free."""
+        worker = get_worker_info()
+        return None if worker is None or self.slots is None else self.slots.take(worker.id, size)
+
+    def _sample(self, key: Key, memory: np.ndarray, start: int | None) -> Sample | Failure:
+        """Read the sample of a key, or of its replacement.
+
+        Args:
+            key: epoch and index.
+            memory: (bytes,) uint8; the clips are written here.
+            start: where that is in the memory of `slots`; None: elsewhere.
+        """
         epoch, index = key
         worker = get_worker_info()
         # If this worker dies, its parent reads here which file was being read.
         if worker is not None:
             self.reading[worker.id] = torch.tensor([os.getpid(), index])
-        sample = self._read(epoch, index)
+        sample = self._read(epoch, index, memory, start)
         if isinstance(sample, dict) or not self.replace:
             return sample
         # The replacement is random, but a function of the key: any worker finds the same one.
@@ -211,7 +257,7 @@ class ClipDataset(Dataset):
         replaced = [sample]
         others = (other for other in rng.permutation(len(self)).tolist() if other != index)
         for other in itertools.islice(others, _REPLACEMENTS):
-            sample = self._read(epoch, other)
+            sample = self._read(epoch, other, memory, start)
             if isinstance(sample, dict):
                 return sample | {"replaced": replaced}
             replaced.append(sample)
@@ -219,39 +265,72 @@ class ClipDataset(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         # A child process belongs to the process that started it.
-        return self.__dict__ | {"_reader": None}
+        return self.__dict__ | {"_child": None, "slots": None}
 
-    def _read(self, epoch: int, index: int) -> Sample | Failure:
-        """Read a sample: in the child process, unless there is no time limit or no file to read."""
+    def _read(
+        self, epoch: int, index: int, memory: np.ndarray, start: int | None
+    ) -> Sample | Failure:
+        """Read a sample: in the child process, unless there is no time limit or no file to read.
+
+        Args:
+            epoch: epoch of the run.
+            index: index of the record.
+            memory: (bytes,) uint8; the clips are written here.
+            start: see `_sample`.
+        """
         record = self.records[index]
-        size = int(np.prod(self.reader.shape))
         if not self.timeout_s or in_memory(record.path):
-            memory = np.empty(size, np.uint8)
-            return self._with_clips(self.reader.read(memory, record, epoch, index), memory)
+            return self.reader.read(memory, 0, record, epoch, index)
         if index in self._hopeless:
             return self._hopeless[index]
-        # A forked worker has a copy of its parent's reader, and needs one of its own.
-        if self._reader is None or self._reader[0] != os.getpid():
-            self._reader = os.getpid(), Child(self.reader.read, self.timeout_s, size)
-        child = self._reader[1]
+        reading = self._reading_child()
         try:
-            sample = child(record, epoch, index)
+            return reading.read(memory, start, record, epoch, index)
         except ChildDied as death:
             self._hopeless[index] = Failure(
                 index, record.uid, record.label, f"{record.path}: {death}"
             )
             return self._hopeless[index]
-        assert child.memory is not None
-        # The next call overwrites the shared memory.
-        return self._with_clips(sample, child.memory.copy())
 
-    def _with_clips(self, sample: Sample | Failure, memory: np.ndarray) -> Sample | Failure:
-        """Return the sample as tensors, with the clips that lie in memory."""
-        if isinstance(sample, Failure):
-            return sample
-        arrays = {"clips": memory.reshape(self.reader.shape)}
-        arrays |= {name: sample[name] for name in ("draws", "numbers", "start", "end")}
-        return sample | {name: torch.from_numpy(array) for name, array in arrays.items()}
+    def _reading_child(self) -> "_ReadingChild":
+        """Return the child of this process."""
+        # A forked worker has a copy of its parent's child, and needs one of its own.
+        if self._child is None or self._child.owner != os.getpid():
+            self._child = _ReadingChild(self.reader, self.timeout_s, self.slots)
+        return self._child
+
+
+class _ReadingChild:
+    """A child process that reads samples.
+
+    Args:
+        reader: reads a sample.
+        timeout_s: seconds that reading a file may take.
+        slots: where a worker's clips may be written directly; None: nowhere.
+    """
+
+    def __init__(self, reader: ClipReader, timeout_s: float, slots: BatchSlots | None) -> None:
+        self.owner = os.getpid()
+        worker = get_worker_info()
+        # The memory has room for one sample beside the slots, for batches without a slot.
+        self.memory = SharedMemory(reader.bytes) if slots is None else slots.memory
+        self.spare = 0 if slots is None or worker is None else slots.spare(worker.id)
+        self.child = Child(reader.read, timeout_s, self.memory)
+
+    def read(
+        self, memory: np.ndarray, start: int | None, record: Record, epoch: int, index: int
+    ) -> Sample | Failure:
+        """Return the sample of a record, with its clips in `memory`; see `ClipDataset._read`.
+
+        Raises:
+            ChildDied: the call took too long, or ended the process.
+        """
+        if start is not None:
+            return self.child(start, record, epoch, index)
+        sample = self.child(self.spare, record, epoch, index)
+        # The next call overwrites the memory that is shared with the child.
+        memory[:] = self.memory.bytes[self.spare : self.spare + len(memory)]
+        return sample
 
 
 class _Packed(Sequence[Record]):
@@ -278,25 +357,25 @@ class _Packed(Sequence[Record]):
         return pickle.loads(self.bytes[start : self.ends[index]].tobytes())
 
 
-def collate(samples: list[Any], join: Callable[[list[Tensor]], Tensor] = default_collate) -> Batch:
+def collate(samples: list[Sample | Failure], clips: Tensor | InSlot) -> Batch:
     """Return the Batch of some samples and failures; with failures only, B = 0.
 
     Args:
         samples: samples and Failures of a ClipDataset.
-        join: stacks a list of tensors. In a worker, default_collate writes directly to shared
-            memory, which torch.stack would not.
+        clips: the clips of the samples, or where they are.
     """
     failed = [s for s in samples if isinstance(s, Failure)]
     good = [s for s in samples if not isinstance(s, Failure)]
 
     return Batch(
-        clips=_stacked(good, "clips", join),
-        draws=_stacked(good, "draws", join),
-        numbers=_stacked(good, "numbers", join),
+        # `BatchLoader` replaces an InSlot by the clips before anyone sees the batch
+        clips=cast(Tensor, clips),
+        draws=_stacked(good, "draws"),
+        numbers=_stacked(good, "numbers"),
         labels=torch.tensor([s["label"] for s in good], dtype=torch.long),
         index=torch.tensor([s["index"] for s in good], dtype=torch.long),
-        start=_stacked(good, "start", join),
-        end=_stacked(good, "end", join),
+        start=_stacked(good, "start"),
+        end=_stacked(good, "end"),
         fps=torch.tensor([s["fps"] for s in good], dtype=torch.float32),
         uids=[s["uid"] for s in good],
         failed=failed,
@@ -306,15 +385,11 @@ def collate(samples: list[Any], join: Callable[[list[Tensor]], Tensor] = default
     )
 
 
-def _stacked(samples: list[Sample], name: str, join: Callable[[list[Tensor]], Tensor]) -> Tensor:
-    """Return one field of some samples as one tensor; an empty one without samples.
-
-    Args:
-        samples: the samples.
-        name: the field.
-        join: stacks a list of tensors.
-    """
-    return join([sample[name] for sample in samples]) if samples else torch.empty(0)
+def _stacked(samples: list[Sample], name: str) -> Tensor:
+    """Return one field of some samples as one tensor; an empty one without samples."""
+    if not samples:
+        return torch.empty(0)
+    return torch.from_numpy(np.stack([sample[name] for sample in samples]))
 
 
 class TrainBatches(Sampler[list[Key]]):
@@ -404,12 +479,12 @@ def batch_loader(
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     if dataset.timeout_s:
         start_nursery()  # before the workers are forked, so that they share it
-    videos = len(next(iter(batches), []))
+    size = dataset.reader.bytes
+    largest = len(next(iter(batches), [])) * size  # the last batch may be smaller
     return BatchLoader(
         dataset,
+        make_slots=functools.partial(BatchSlots, workers, largest, size) if largest else None,
         batch_sampler=batches,
-        collate_fn=collate,
         num_workers=workers,
         generator=torch.Generator(),
-        batch_bytes=videos * math.prod(dataset.reader.shape),
     )

@@ -64,6 +64,27 @@ class ChildDied(Exception):
         self.killed = killed
 
 
+class SharedMemory:
+    """Memory that processes share: forks have it too, and others get its descriptor.
+
+    Args:
+        size: bytes.
+
+    Attributes:
+        file: the descriptor.
+        bytes: (size,) uint8, the memory.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.file = _shared_file(size)
+        self.bytes = _mapped(self.file, size)
+
+    def __del__(self) -> None:
+        # The attribute is missing if the file could not be made.
+        if (file := getattr(self, "file", -1)) >= 0:
+            os.close(file)  # each forked copy has a descriptor of its own
+
+
 class Child:
     """Call a function in another process, one call at a time.
 
@@ -73,20 +94,21 @@ class Child:
     Args:
         function: the function to call; it and its arguments are pickled.
         timeout_s: seconds that a call may take; pauses of the whole machine do not count.
-        shared: bytes of memory that both processes share, for large results: `memory` in this
-            process, and the function's first argument in the child. 0: none.
+        shared: memory for large results; the function gets its bytes as its first argument. None:
+            none.
     """
 
-    def __init__(self, function: Callable[..., Any], timeout_s: float, shared: int = 0) -> None:
+    def __init__(
+        self, function: Callable[..., Any], timeout_s: float, shared: SharedMemory | None = None
+    ) -> None:
+        self.pid = 0
+        self.owner = 0
         if not 0 < timeout_s <= _LONGEST_S:
             raise ValueError(f"timeout_s={timeout_s}: greater than 0, at most {_LONGEST_S}")
         self.function = function
         self.timeout_s = timeout_s
-        self.pid = 0
-        self.owner = 0
         self.spent = 0.0
-        self._shared = _shared_file(shared) if shared else None
-        self.memory = None if self._shared is None else _mapped(self._shared, shared)
+        self._shared = shared
 
     def __call__(self, *arguments: Any) -> Any:
         """Return function(*arguments).
@@ -155,15 +177,11 @@ class Child:
         # A copy in a process that was forked later must not end the child of the owner.
         if self.owner == os.getpid():
             self.close()
-        # The attribute is missing if __init__ refused its arguments.
-        shared = getattr(self, "_shared", None)
-        if shared is not None:
-            os.close(shared)  # each forked copy has a descriptor of its own
 
     def _start(self) -> None:
         """Have the nursery fork a child, and send it the function."""
         self.folder = _folder()
-        size = 0 if self.memory is None else len(self.memory)
+        size = 0 if self._shared is None else len(self._shared.bytes)
         try:
             setup = pickle.dumps((self.folder, self.function, size))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -171,7 +189,8 @@ class Child:
                 "the function of a child must be defined at the top level of a module, not as a"
                 f" lambda or inside a function ({error})"
             ) from None
-        pipe, status, pid = _nursery.fork(self._shared)
+        shared = None if self._shared is None else self._shared.file
+        pipe, status, pid = _nursery.fork(shared)
         self.pipe = pipe
         self.status = status
         self.pid = pid

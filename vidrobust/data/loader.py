@@ -3,14 +3,12 @@
 They start and end here, send their batches to the parent, and are reported if they die.
 """
 
+import functools
 import gc
-import logging
 import multiprocessing
-import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
@@ -20,16 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vidrobust.data.batch_slots import BatchSlots, InSlot
 from vidrobust.data.records import Record
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.stopping import end_with_parent, held_stop_signals, leave_stops_to_parent
-
-log = logging.getLogger("vidrobust")
-
-SHARED_MEMORY = "/dev/shm"  # torch puts the tensors that a worker sends here
-# advice in messages about full shared memory, and words by which such errors are recognised
-_REMEDY = "give the container more, docker run --shm-size=8g, or lower data.workers"
-_NO_ROOM = ("shared memory", "shm", "Bus error", "No space left on device")
 
 
 class Reads(Protocol):
@@ -49,78 +41,50 @@ class Reads(Protocol):
 class BatchLoader(DataLoader):
     """A DataLoader whose workers leave stop signals to their owner and end with it.
 
-    Batches travel through shared memory. If it has no room for the batches under way (Docker gives
-    64 MB), they travel through pipes, which costs one more copy.
+    Clips of batches travel in `BatchSlots`, which need no /dev/shm (Docker gives 64 MB), and all
+    else through pipes.
 
     Args:
-        dataset: as in DataLoader; its items, or batches, contain tensors.
-        batch_bytes: size of a batch in bytes; 0: unknown, and shared memory is used.
-        collate_fn: as in DataLoader, with an option `join`: the function that stacks tensors
-            (torch's default uses shared memory).
+        dataset: as in DataLoader, but it joins the samples of a batch itself (`__getitems__`).
+        make_slots: makes the slots for the batches of an iteration, which become `dataset.slots`;
+            None: clips travel through pipes as well.
         options: further options of DataLoader.
     """
 
     def __init__(
-        self, dataset: Any, *, batch_bytes: int = 0, collate_fn: Any = None, **options: Any
+        self, dataset: Any, *, make_slots: Callable[[], BatchSlots] | None = None, **options: Any
     ) -> None:
-        workers = options.get("num_workers", 0)
-        self.through_pipes = bool(workers) and _is_short(batch_bytes, workers)
-        if self.through_pipes:
-            collate_fn = _AsArrays(collate_fn)
-        super().__init__(dataset, collate_fn=collate_fn, worker_init_fn=start_worker, **options)
+        self.make_slots = make_slots
+        # An array is part of the message, whereas a tensor would get a file in /dev/shm.
+        collate = _as_arrays if options.get("num_workers") else _unchanged
+        super().__init__(dataset, collate_fn=collate, worker_init_fn=start_worker, **options)
 
     def __iter__(self) -> Any:
+        dataset: Any = self.dataset
+        slots = None
         # A stop signal while workers are forked would reach some of them unprepared.
         with held_stop_signals():
+            if self.num_workers and self.make_slots:
+                slots = dataset.slots = self.make_slots()
             batches = super().__iter__()
-        return map(_as_tensors, batches) if self.through_pipes else batches
+            if slots:
+                dataset.slots = None  # the workers have a copy; this process uses none
+        return map(functools.partial(_as_tensors, slots=slots), batches)
 
 
-def _is_short(batch_bytes: int, workers: int) -> bool:
-    """Return whether shared memory has no room for the batches under way; log a warning if so.
-
-    Args:
-        batch_bytes: size of a batch in bytes.
-        workers: number of worker processes of this rank.
-    """
-    try:
-        free = shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:  # this system keeps shared memory elsewhere
-        return False
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    # Two batches of each worker, one in the training step, and one that is being freed.
-    under_way = 2 * workers + 2
-    needed = ranks * under_way * batch_bytes
-    if needed <= free:
-        return False
-    log.warning(
-        f"shared memory {SHARED_MEMORY} has {free / 2**20:.0f} MB free, and batches of "
-        f"data.workers={workers} need "
-        f"{needed / 2**20:.0f} MB: they travel through pipes, which is slower; {_REMEDY}"
-    )
-    return True
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
-class _AsArrays:
-    """A collate function that turns the tensors of a batch into arrays.
-
-    Pickle copies arrays, whereas it puts tensors into shared memory.
-
-    Args:
-        collate: the original function, with an option `join`; None: samples are left as they are.
-    """
-
-    def __init__(self, collate: Any) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: Any) -> Any:
-        batch = samples if self.collate is None else self.collate(samples, join=torch.stack)
-        return _changed(batch, Tensor, lambda tensor: tensor.numpy())
+def _as_arrays(batch: Any) -> Any:
+    """Return a batch with its tensors turned into arrays."""
+    return _changed(batch, Tensor, lambda tensor: tensor.numpy())
 
 
-def _as_tensors(batch: Any) -> Any:
-    """Return a batch with its arrays turned into tensors."""
-    return _changed(batch, np.ndarray, torch.from_numpy)
+def _as_tensors(batch: Any, slots: BatchSlots | None) -> Any:
+    """Return a batch with its arrays turned into tensors, and with the clips in its slot."""
+    batch = _changed(batch, np.ndarray, torch.from_numpy)
+    return batch if slots is None else _changed(batch, InSlot, slots.clips)
 
 
 def _changed(value: Any, kind: type, change: Any) -> Any:
@@ -151,8 +115,7 @@ def _changed(value: Any, kind: type, change: Any) -> Any:
 def worker_deaths(dataset: Reads) -> Iterator[None]:
     """Turn the death of a worker into a UserError that names the file it was reading.
 
-    A worker that found no shared memory is reported as such, with the remedy. Exceptions raised by
-    a worker's code are raised unchanged.
+    Exceptions raised by a worker's code are raised unchanged.
     """
     try:
         yield
@@ -173,11 +136,6 @@ def _death(dataset: Reads, error: Exception) -> UserError | None:
     names_worker = "DataLoader worker" in message
     # An exception in the code of a worker is "Caught ... in DataLoader worker process N".
     reported = message.startswith("Caught ") and names_worker
-    if names_worker and any(sign in message for sign in _NO_ROOM):
-        return UserError(
-            f"shared memory {SHARED_MEMORY} is full ({_last_line(message)}): a loader process "
-            f"could not send its batch; {_REMEDY}"
-        )
     if reported or (isinstance(error, RuntimeError) and not names_worker):
         return None
     dead = _dead_readers(dataset, message)

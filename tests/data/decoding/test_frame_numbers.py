@@ -589,9 +589,10 @@ def test_clips_do_not_depend_on_how_many_frames_are_resized_at_once(
     view = AugmentSpec(size=16, scale=(0.4, 0.9))
     reader = ClipReader(ClipSpec(8, 3, 2, "loop"), random_clips, view)
     whole, few = (np.zeros(int(np.prod(reader.shape)), np.uint8) for _ in range(2))
-    reader.read(whole, Record("v", str(path), 0), 0, 0)
-    monkeypatch.setattr(clip_reader, "_WAITING_BYTES", bytes_kept)
-    reader.read(few, Record("v", str(path), 0), 0, 0)
+    reader.read(whole, 0, Record("v", str(path), 0), 0, 0)
+    room = np.full(bytes_kept, 77, np.uint8)
+    monkeypatch.setattr(clip_reader, "_waiting_room", lambda: room)
+    reader.read(few, 0, Record("v", str(path), 0), 0, 0)
     assert np.array_equal(whole, few) and whole.any()
 
 
@@ -700,5 +701,5 @@ def test_a_reader_without_fade_weakens_no_augmentation(tmp_path):
     memories = []
     for each in (reader, replace(reader, fade=0), replace(reader, fade=10)):
         memories.append(np.zeros(int(np.prod(reader.shape)), np.uint8))
-        each.read(memories[-1], Record("v", str(path), 0), 9, 0)
+        each.read(memories[-1], 0, Record("v", str(path), 0), 9, 0)
     assert np.array_equal(memories[0], memories[1]) and not np.array_equal(memories[0], memories[2])
