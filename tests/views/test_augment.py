@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tvf
 
-from vidrobust.views import AugmentSpec, apply_draws, draw_view, faded, to_float
+from vidrobust.views import AugmentSpec, apply_draws, augment, draw_view, faded, to_float
 
 _STILL = [1.0, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0, 0, 0]
 
@@ -185,3 +185,15 @@ def test_motion_shows_only_differences_between_frames():
         "motion is sampled last"
     )
     assert faded(AugmentSpec(motion=0.5), 10, 20).motion == 0.25
+
+
+@pytest.mark.parametrize("numbers", [1, 3 * 2 * 16 * 15 * 5])
+def test_views_do_not_depend_on_how_many_clips_change_at_a_time(monkeypatch, numbers):
+    x = torch.rand(12, 3, 2, 16, 15)
+    x[3] = x[3].round()  # gray, pure and black pixels
+    draws = _draws(AugmentSpec(solarize=0.3, motion=0.2), 12)
+    draws[:3] = draws[:1].clone()
+    whole = apply_draws(x, draws)
+    monkeypatch.setattr(augment, "_CACHED", numbers)
+    assert torch.allclose(apply_draws(x, draws), whole, atol=1e-6)
+    assert not torch.allclose(whole, x, atol=0.1)
