@@ -44,7 +44,7 @@ def pair():
                 if command in ("sleep", "compute"):
                     _hold_lock(3, computes=command == "compute")
                 else:
-                    other.say(command)
+                    other.say(command, 0)
                     other.close()
         finally:
             os._exit(0)
