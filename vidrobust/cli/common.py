@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,12 @@ from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.training.run_folder import require_unused
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
-from vidrobust.utils.logging import logged_steps, report, stop_logging
+from vidrobust.utils.logging import (
+    logged_steps,
+    print_error_of_thread,
+    report,
+    stop_logging,
+)
 from vidrobust.utils.start_watch import end_watch_of_imports
 from vidrobust.utils.stopping import (
     EXIT_STOPPED,
@@ -420,6 +426,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         try:
             raise_on_stop_signals()
+            threading.excepthook = print_error_of_thread
             end_watch_of_imports()  # its thread, before this process forks
             status = _status_of(main)
         finally:

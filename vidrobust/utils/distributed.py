@@ -40,7 +40,12 @@ from vidrobust.utils.rank_store import (
     wait_for_all,
 )
 from vidrobust.utils.slurm_ranks import adopt_slurm_ranks, started_by_srun
-from vidrobust.utils.start_watch import end_start_watch, first_to_tell_early
+from vidrobust.utils.start_watch import (
+    end_start_watch,
+    first_to_tell_early,
+    rank_ended_early,
+    reason_of_early_end,
+)
 from vidrobust.utils.stopping import EXIT_STOPPED, end_with_parent
 
 HOW_TO_CONTINUE = (
@@ -333,6 +338,9 @@ def lost_rank() -> str:
         killed = killed_ranks()
         if killed:
             return f"{' and '.join(killed)} was killed, by a person, a scheduler or for memory"
+        ended_early = rank_ended_early()
+        if ended_early:
+            return reason_of_early_end(ended_early)
         if _this_rank_hung():
             return ""
         time.sleep(0.1)
