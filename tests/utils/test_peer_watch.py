@@ -102,6 +102,23 @@ def test_a_suspended_rank_hangs_and_is_killed(pair):
     _wait(lambda: peer_watch._stat(pid)[0] == "Z")
 
 
+def test_a_rank_that_has_finished_watches_one_that_hangs_at_its_end(pair):
+    watch, pid, _ = pair
+    os.kill(pid, signal.SIGSTOP)
+    watch.say(LEFT, 0)
+    watch.wait_for_others()
+    assert watch.lost == {1: HUNG}
+    _wait(lambda: peer_watch._stat(pid)[0] == "Z")
+
+
+def test_a_rank_that_has_finished_waits_for_the_others(pair):
+    watch, _, control = pair
+    watch.say(LEFT, 0)
+    control.send(LEFT.encode())
+    watch.wait_for_others()
+    assert watch.lost == {}
+
+
 def test_a_rank_that_takes_long_to_leave_is_ended_with_its_own_status(pair):
     _, pid, control = pair
     control.send(b"leave")

@@ -178,6 +178,10 @@ def stop(status: int = 0) -> None:
     if watch is not None:
         watch.say({0: LEFT, EXIT_STOPPED: STOPPED}.get(status, FAILED), status)
     if dist.is_initialized():
+        if watch is not None and status == 0:
+            watch.wait_for_others()
+            if watch.lost:
+                report_lost_rank()
         with suppress(RuntimeError, ValueError, TimeoutError):
             # the store may have ended with its process, or is suspended
             answer(_record_leaving)

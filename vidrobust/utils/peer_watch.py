@@ -42,6 +42,7 @@ from vidrobust.utils.stopping import EXIT_STOPPED
 
 BEAT_S = 2.0
 _TICK_S = 1.0
+_WAIT_S = 0.02
 _PAUSED_S = 3.0  # a tick that took longer: this process was suspended
 # seconds from a loss until the main thread is interrupted, and until the process is ended
 _INTERRUPT_S = 2.0
@@ -268,6 +269,17 @@ class PeerWatch:
         self.told = True
         self._send_all({"kind": "told"})
 
+    def wait_for_others(self) -> None:
+        """Wait until the others have left or are lost, for a rank that has finished its work.
+
+        Nobody else would notice that the last one hangs: a launcher waits for it forever.
+        """
+        while True:
+            with self._lock:
+                if all(peer.identity is None for peer in self._peers.values()):
+                    return
+            time.sleep(_WAIT_S)
+
     def close(self) -> None:
         """End the thread and the connections."""
         self._closing = True
@@ -387,7 +399,8 @@ class PeerWatch:
 
     def _lose(self, identity: Identity, how: str) -> None:
         """Record that a rank is lost, and send that to the others."""
-        if identity.rank in self.lost or self._farewell:
+        # a rank that has finished its work still watches those that have not
+        if identity.rank in self.lost or (self._farewell and (self._farewell, how) != (LEFT, HUNG)):
             return
         if self.lost and how != HUNG:
             return  # it ended because of the first loss
