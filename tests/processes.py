@@ -39,7 +39,12 @@ from pathlib import Path
 from typing import IO
 
 REPO = Path(__file__).parents[1]
-ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+ENV = {
+    **os.environ,
+    "PYTHONPATH": str(REPO),
+    "OMP_NUM_THREADS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # ranks set it before they import torch, as the server has
+}
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
 LAUNCHER = ("-m", "torch.distributed.run")

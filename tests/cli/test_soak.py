@@ -74,7 +74,7 @@ def test_what_is_wrong_with_an_output():
     """The soak would otherwise find no fault where there is one."""
     cause = "[12/02 04:06:07] E rank 1 (process 3) was killed"
     kill = [soak_ranks.KILL_ONE]
-    faults = functools.partial(soak_ranks._output_faults, met=True)
+    faults = functools.partial(soak_ranks._output_faults, met=True, launcher=7)
     assert faults(kill, [-9, 1], [cause]) == []
     assert faults([], [0], []) == []
     assert faults(kill, [-9, 1], [cause, "error: rank 1 was killed"]) == ["2 causes"]
@@ -85,3 +85,23 @@ def test_what_is_wrong_with_an_output():
     assert faults([soak_ranks.PAUSE], [0, 1], [cause]) == ["status 1 after a pause"]
     frame = f'  File "{soak_ranks.REPO}/vidrobust/cli/common.py", line 3, in run'
     assert faults(kill, [1], [cause, frame]) == ["a traceback"]
+    assert faults(kill, [1], [cause, "[rank0]:[W1202 05:26:02.13 TCPStore.cpp:106] [c10d]"]) == [
+        "warnings of torch"
+    ]
+    two = [cause, "stopped: nothing has begun"]
+    assert faults(kill, [-9, 1], two, met=False, launcher=0) == ["2 causes"]
+
+
+def test_only_the_traceback_that_torchrun_prints_of_itself_is_not_a_fault():
+    begin = "Traceback (most recent call last):"
+    end = "torch.distributed.elastic.multiprocessing.api.SignalException: Process 7 got signal: 15"
+    failed = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
+    is_ours = soak_ranks._is_traceback_ours
+    term = [soak_ranks.TERM_LAUNCHER]
+    assert not is_ours(term, [begin, end], 7)
+    assert not is_ours([soak_ranks.KILL_ONE], [begin, failed], 7)
+    assert is_ours(term, [begin, end], 8), "of another process"
+    assert is_ours(term, [begin, begin, end], 7), "another one beside it"
+    assert is_ours([soak_ranks.KILL_ONE], [begin, end], 7), "nobody stopped torchrun"
+    assert is_ours(term, [begin, f"[rank1]: {end}"], 7), "of a rank"
+    assert is_ours([soak_ranks.KILL_ONE], [begin, failed], 0), "there is no torchrun"

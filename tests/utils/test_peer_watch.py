@@ -25,6 +25,7 @@ def _fast(monkeypatch):
     monkeypatch.setattr(peer_watch, "_PAUSED_S", 0.5)
     monkeypatch.setattr(peer_watch, "_END_S", 60.0)  # of this process, which must not end
     monkeypatch.setattr(peer_watch, "_INTERRUPT_S", 60.0)
+    monkeypatch.setattr(peer_watch, "_LEAVE_S", 0.5)
 
 
 @pytest.fixture
@@ -41,10 +42,14 @@ def pair():
             control.close()
             remote.send(b"ready")
             while command := remote.recv(100).decode():
-                if command in ("sleep", "compute"):
+                if command == "leave":  # and take long for it
+                    other.say(FAILED, 7)
+                elif command == "told":
+                    other.tell()
+                elif command in ("sleep", "compute"):
                     _hold_lock(3, computes=command == "compute")
                 else:
-                    other.say(command)
+                    other.say(command, 0)
                     other.close()
         finally:
             os._exit(0)
@@ -95,6 +100,38 @@ def test_a_suspended_rank_hangs_and_is_killed(pair):
     _wait(lambda: watch.lost)
     assert watch.lost == {1: HUNG} and time.monotonic() - began > LIMIT_S - 0.2
     _wait(lambda: peer_watch._stat(pid)[0] == "Z")
+
+
+def test_a_rank_that_has_finished_watches_one_that_hangs_at_its_end(pair):
+    watch, pid, _ = pair
+    os.kill(pid, signal.SIGSTOP)
+    watch.say(LEFT, 0)
+    watch.wait_for_others()
+    assert watch.lost == {1: HUNG}
+    _wait(lambda: peer_watch._stat(pid)[0] == "Z")
+
+
+def test_a_rank_that_has_finished_waits_for_the_others(pair):
+    watch, _, control = pair
+    watch.say(LEFT, 0)
+    control.send(LEFT.encode())
+    watch.wait_for_others()
+    assert watch.lost == {}
+
+
+def test_a_rank_that_takes_long_to_leave_is_ended_with_its_own_status(pair):
+    _, pid, control = pair
+    control.send(b"leave")
+    _wait(lambda: peer_watch._stat(pid)[0] == "Z")
+    assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT).si_status == 7
+
+
+def test_a_rank_that_reports_the_cause_lets_the_others_know(pair):
+    watch, _, control = pair
+    assert not watch.told
+    control.send(b"told")
+    _wait(lambda: watch.told)
+    assert watch.lost == {}, "it has not left yet"
 
 
 def test_a_short_pause_does_no_harm(pair):

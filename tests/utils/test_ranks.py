@@ -140,7 +140,7 @@ def start_two(place):
     """Start two ranks without torchrun: by plain variables, or by those of srun."""
     started = []
 
-    def begin(*words, names=("RANK", "WORLD_SIZE"), different=None, **env):
+    def begin(*words, names=("RANK", "WORLD_SIZE"), count=2, different=None, **env):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = str(server.getsockname()[1])
         for rank in range(2):
@@ -148,7 +148,7 @@ def start_two(place):
                 **ENV,
                 **env,
                 names[0]: str(rank),
-                names[1]: "2",
+                names[1]: str(count),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
             }
@@ -197,6 +197,30 @@ def test_without_a_launcher_a_killed_rank_is_reported_once_and_the_other_ends(
     assert statuses[lost] == -signal.SIGKILL and statuses[1 - lost] == 1
     assert errors.count(f"rank {lost} (process {started[lost].pid}) was killed") == 1, errors
     assert "Traceback" not in errors and "c10d" not in errors, errors
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_killed_while_the_others_wait_for_more_is_reported_at_once(start_two, lost):
+    started = start_two(*_train_words(*_ENDLESS), count=3)  # the third one does not come
+    # they look for each other, or in their imports
+    wait_until(lambda: all(_has_start_watch(process.pid) for process in started), started[0])
+    time.sleep(1)
+    started[lost].kill()
+    statuses, errors = _ends(started)
+    assert statuses[lost] == -signal.SIGKILL and statuses[1 - lost] == 1
+    assert errors.count(f"rank {lost} (process {started[lost].pid}) has ended before") == 1, errors
+    assert errors.count("process") == 1 and "Traceback" not in errors, errors
+
+
+def _has_start_watch(pid):
+    """Return whether the process holds a socket without a file, which others connect to."""
+    inodes = set()
+    for link in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(f"/proc/{pid}/fd/{link}"))
+    with open("/proc/net/unix") as file:
+        rows = [line.split() for line in file if "@vidrobust " in line]
+    return any(f"socket:[{row[6]}]" in inodes for row in rows)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -284,8 +308,8 @@ def test_a_killed_launcher_leaves_no_rank(place):
     wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3, process)
     pids = _pids_by_rank(process.pid)
     process.kill()
-    process.wait()
-    process.stderr.close()
+    errors = process.communicate(timeout=60)[1]
+    assert errors.count("stopped: ") == 1 and "error: " not in errors, errors
     end = time.monotonic() + 30
     while any(os.path.exists(f"/proc/{pid}") for pid in pids.values()):
         assert time.monotonic() < end

@@ -254,6 +254,39 @@ def test_a_stop_signal_before_the_work_starts_gives_the_exit_status_of_a_stop(tm
     assert "Traceback" not in done.stderr and not done.stdout
 
 
+_RAISE = "raise RuntimeError('[gloo] Connection closed by peer')"
+
+
+@pytest.mark.parametrize(
+    ("work", "where", "status"),
+    [
+        (_RAISE, "distributed.is_one_of_several", EXIT_STOPPED),
+        ("raise common.UserError('no')", "distributed.main_ends", EXIT_STOPPED),
+        ("pass", "distributed.stop", 0),
+    ],
+)
+def test_a_stop_signal_while_a_tool_ends_gives_no_traceback(tmp_path, work, where, status):
+    """A launcher that is stopped stops its ranks one after the other."""
+    code = f"""
+import signal
+from vidrobust.cli import common
+from vidrobust.utils import distributed
+before = {where}
+def stopped(*args):
+    {where} = before
+    signal.raise_signal(signal.SIGTERM)
+    return before(*args)
+{where} = stopped
+def main():
+    {work}
+common.run(main)
+"""
+    (tmp_path / "tool.py").write_text(code)
+    done = run(["tool.py"], cwd=tmp_path)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("stopped: ") == bool(status), done.stderr
+
+
 TOOLS = [
     *(f"tools/{name}.py" for name in ("train_net", "test_net", "extract_features", "visualize")),
     *("tools/study.py", "tools/benchmark.py", "datasets/prepare.py"),

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,13 @@ from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.training.run_folder import require_unused
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
-from vidrobust.utils.logging import logged_steps, report, stop_logging
+from vidrobust.utils.logging import (
+    logged_steps,
+    print_error_of_thread,
+    report,
+    stop_logging,
+)
+from vidrobust.utils.start_watch import end_watch_of_imports
 from vidrobust.utils.stopping import (
     EXIT_STOPPED,
     ignore_stop_signals,
@@ -416,33 +423,60 @@ def run(main: Callable[[], None]) -> None:
         main: the tool's main function.
     """
     status = 1
-    raise_on_stop_signals()
+    try:
+        try:
+            raise_on_stop_signals()
+            threading.excepthook = print_error_of_thread
+            end_watch_of_imports()  # its thread, before this process forks
+            status = _status_of(main)
+        finally:
+            ignore_stop_signals()  # the work has ended
+    except SystemExit:  # the tool's own status, such as that of --fail-under
+        status = 0
+        raise
+    except KeyboardInterrupt as stop:
+        # a stop signal came while an error was handled, or just after the work
+        status = _end_stopped(visible(stop))
+    except Exception:
+        if not distributed.is_one_of_several():
+            raise
+        sys.excepthook(*sys.exc_info())  # leaving the group may take all the time that is left
+    finally:
+        stop_logging()
+        distributed.stop(status)
+        restore_stop_signals()
+    sys.exit(status)
+
+
+def _status_of(main: Callable[[], None]) -> int:
+    """Run a tool, report why it ends, and return the exit status.
+
+    Args:
+        main: the tool's main function.
+
+    Raises:
+        SystemExit: the tool's own.
+        RuntimeError: if this is an error of the program.
+    """
     try:
         if hasattr(os, "fork"):
             # early, while this process has no threads; it imports packages once for all children
             start_nursery()
         main()
-        status = 0
-    except SystemExit:  # the tool's own status, such as that of --fail-under
-        status = 0
-        raise
+        return 0
     except (UserError, DecodeError) as error:
         _report(str(error))
     except OSError as error:  # no permission, no space, no such path
         _report(_os_reason(error))
     except (Stopped, KeyboardInterrupt) as stop:
-        status = _end_stopped(visible(stop))
+        return _end_stopped(visible(stop))
     except RuntimeError as error:
         is_lost = distributed.is_one_of_several() and _is_lost_connection(error)
         if not is_lost and not distributed.is_rank_lost():
             distributed.first_to_tell(repr(error))
             raise
         _end_after_loss()
-    finally:
-        stop_logging()
-        distributed.stop(status)
-        restore_stop_signals()
-    sys.exit(status)
+    return 1
 
 
 def _end_stopped(message: str) -> int:

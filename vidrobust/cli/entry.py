@@ -9,6 +9,7 @@ from importlib import import_module
 from vidrobust import __version__
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.slurm_ranks import adopt_slurm_ranks
+from vidrobust.utils.start_watch import begin_start_watch
 from vidrobust.utils.stopping import end_with_parent, exit_on_stop_signals
 from vidrobust.utils.text import visible
 
@@ -58,6 +59,10 @@ def run_tool(name: str) -> None:
         import_module(f"vidrobust.cli.{name}").main()
         return
     adopt_slurm_ranks()
+    begin_start_watch()
+    if "RANK" in os.environ:
+        # or else torch warns, with a stack, of connections to ranks that have ended
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     exit_on_stop_signals()  # before the imports below, which take seconds
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # no rank outlives a launcher that was killed

@@ -12,7 +12,8 @@ kills  runs tools/train_net.py, training and evaluation. Each run is ended at ra
        With --ranks, training, evaluation, feature extraction and a study run in several ranks,
        under torchrun or by plain variables. Events are kills of one rank, of all and of the
        launcher, short and endless pauses of a rank, and a full disk. All ranks must end within
-       10 s of the time limit for silent ranks, and report one cause
+       10 s of the time limit for silent ranks, and report one cause, without a traceback (other
+       than torchrun's own) or warnings of torch
 """
 
 import argparse

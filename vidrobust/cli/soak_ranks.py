@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,12 @@ _DISK_MIB = 48
 _FULL_S = 5.0  # how long the disk stays full
 _START_S = 120.0
 _UNDISTURBED_S = 900.0
+# from the loss of a rank to the end of all, beyond the limit for silent ranks
+_END_S = 10.0
+_WARNING_OF_TORCH = re.compile(r"\[[WEF]\d{4} .*\.cpp:\d+\]")
+# last lines of the tracebacks that torchrun itself prints, of its own frames
+_OF_TORCHRUN = "torch.distributed.elastic.multiprocessing."
+_RANK_FAILED = f"{_OF_TORCHRUN}errors.ChildFailedError:"
 
 KILL_ONE = "SIGKILL of one rank"
 KILL_ALL = "SIGKILL of all"
@@ -149,13 +156,7 @@ class Group:
         self._ranks = ranks
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `output`)
         command = [str(REPO / job.script), *job.words]
-        env = {
-            **os.environ,
-            "PYTHONPATH": str(REPO),
-            "OMP_NUM_THREADS": "1",
-            # a rank that ends in its imports is only noticed because it does not come
-            "VIDROBUST_MEETING_S": f"{silence_limit_s():g}",
-        }
+        env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
         if launched:
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
             self._started = [self._start([*torchrun, *command], env)]
@@ -328,16 +329,13 @@ def _live(
     while kinds and not group.wait(rng.uniform(0, longest_s)):
         kind = rng.choice(kinds)
         if kind == HANG and not group.has_met():
-            # noticed by VIDROBUST_MEETING_S only, and torchrun then waits for 30 s more
-            continue
+            continue  # noticed by VIDROBUST_MEETING_S only
         group.had_met = group.has_met()
         began = time.monotonic()
         must_end = disturb(group, kind, disk, rng)
         events.append(kind)
         if must_end:
-            limit = silence_limit_s() + 10
-            if not group.had_met:
-                limit += silence_limit_s()  # the others may still import before they wait
+            limit = silence_limit_s() + _END_S
             is_late = not group.wait(limit)
             seconds = time.monotonic() - began
             faults = [f"{group.kill()} processes left after {limit:.0f} s"] if is_late else []
@@ -347,8 +345,34 @@ def _live(
     return events, 0.0, []
 
 
+def _is_traceback_ours(events: Sequence[str], lines: Sequence[str], launcher: int) -> bool:
+    """Return whether there is a traceback that torchrun has not printed of itself.
+
+    torchrun prints one if it is stopped by SIGTERM, and one if a rank has failed. Its ranks cannot
+    prevent that.
+
+    Args:
+        events: that disturbed the command.
+        lines: of its output, in which those of several processes may be mixed.
+        launcher: process id of torchrun; 0 without it.
+    """
+    of_launcher = []
+    if launcher:
+        of_launcher.append(_RANK_FAILED)
+    if launcher and TERM_LAUNCHER in events:
+        of_launcher.append(f"{_OF_TORCHRUN}api.SignalException: Process {launcher} got signal: 15")
+    tracebacks = sum("Traceback (most recent call last)" in line for line in lines)
+    frames = any('File "' in line and "vidrobust/" in line.replace(str(REPO), "") for line in lines)
+    return frames or tracebacks > sum(line.rstrip() in of_launcher for line in lines)
+
+
 def _output_faults(
-    events: Sequence[str], statuses: Sequence[int], lines: Sequence[str], *, met: bool
+    events: Sequence[str],
+    statuses: Sequence[int],
+    lines: Sequence[str],
+    *,
+    met: bool,
+    launcher: int,
 ) -> list[str]:
     """Return what is wrong with the output of a command.
 
@@ -356,17 +380,20 @@ def _output_faults(
         events: that disturbed it.
         statuses: exit statuses.
         lines: of its output.
-        met: the ranks had met, so that they can agree on who reports.
+        met: the ranks had met.
+        launcher: process id of torchrun; 0 without it.
     """
     faults = []
-    if any('File "' in line and "vidrobust/" in line.replace(str(REPO), "") for line in lines):
+    if _is_traceback_ours(events, lines, launcher):
         faults.append("a traceback")
+    if any(_WARNING_OF_TORCH.search(line) for line in lines):
+        faults.append("warnings of torch")
     causes = [
-        line
-        for line in lines
-        if line.startswith(("error: ", "stopped: ")) or line[15:19] == " E " or "] E " in line[:20]
+        line for line in lines if line.startswith(("error: ", "stopped: ")) or "] E " in line[:20]
     ]
-    if len(causes) > 1 and met:
+    # under torchrun, ranks that have not met cannot agree on who reports if it is killed
+    agree = met or not launcher
+    if len(causes) > 1 and agree:
         faults.append(f"{len(causes)} causes")
     if any(statuses) and not events:
         faults.append(f"status {max(statuses)} without an event")
@@ -374,7 +401,7 @@ def _output_faults(
         faults.append(f"status {max(statuses)} after a pause")
     silent = not {KILL_ALL, KILL_LAUNCHER, TERM_LAUNCHER} & set(events)
     # a rank that a signal ended after its work needs no cause
-    if max(statuses) > 0 and not causes and silent and met:
+    if max(statuses) > 0 and not causes and silent and agree:
         faults.append("no cause")
     return faults
 
@@ -431,7 +458,13 @@ class _Soak:
                 statuses, lines = group.output()
             finally:
                 group.kill()
-            faults += _output_faults(happened, statuses, lines, met=group.had_met)
+            faults += _output_faults(
+                happened,
+                statuses,
+                lines,
+                met=group.had_met,
+                launcher=group.launcher if launched else 0,
+            )
             self._note(job, happened, seconds, faults)
             how = "torchrun" if launched else "plain"
             last = lines[-1][-90:] if lines else ""
@@ -441,7 +474,7 @@ class _Soak:
                 flush=True,
             )
             if faults:
-                print("\n".join(f"    {line[:300]}" for line in lines[-40:]), flush=True)
+                print("\n".join(f"    {line[:300]}" for line in lines[-80:]), flush=True)
             if not any(statuses):
                 return time.monotonic() - began
             if not happened and tries > 3:

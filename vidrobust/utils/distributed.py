@@ -37,8 +37,15 @@ from vidrobust.utils.rank_store import (
     open_store,
     own_part,
     store_before_meeting,
+    wait_for_all,
 )
 from vidrobust.utils.slurm_ranks import adopt_slurm_ranks, started_by_srun
+from vidrobust.utils.start_watch import (
+    end_start_watch,
+    first_to_tell_early,
+    rank_ended_early,
+    reason_of_early_end,
+)
 from vidrobust.utils.stopping import EXIT_STOPPED, end_with_parent
 
 HOW_TO_CONTINUE = (
@@ -139,6 +146,9 @@ def _start_watch(number: int, count: int, limit_s: float) -> None:
         invitation = _ranks.store.get("watch").decode()
         _ranks.unwatched = watch.connect(invitation, os.environ["MASTER_ADDR"])
     _ranks.watch = watch
+    # a rank that ended before would let the others wait for half an hour in what follows
+    wait_for_all(_ranks.store, count, "watched")
+    end_start_watch()
 
 
 def _require(device: str) -> None:
@@ -166,8 +176,12 @@ def stop(status: int = 0) -> None:
     """
     watch = _ranks.watch
     if watch is not None:
-        watch.say({0: LEFT, EXIT_STOPPED: STOPPED}.get(status, FAILED))
+        watch.say({0: LEFT, EXIT_STOPPED: STOPPED}.get(status, FAILED), status)
     if dist.is_initialized():
+        if watch is not None and status == 0:
+            watch.wait_for_others()
+            if watch.lost:
+                report_lost_rank()
         with suppress(RuntimeError, ValueError, TimeoutError):
             # the store may have ended with its process, or is suspended
             answer(_record_leaving)
@@ -233,18 +247,24 @@ def launch() -> str:
 def first_to_tell(message: str) -> bool:
     """Return whether this rank should report why the run ends, so that only one does.
 
-    The first rank that asks reports. If the ranks have no store any more, all report.
+    The first rank that asks reports. If the ranks have no store any more, the lowest one reports.
 
     Args:
         message: the reason that this rank would report.
     """
-    return _claim(message) is not False
+    is_first = _claim(message)
+    if is_first is None:
+        is_first = not _is_lower_rank_alive()
+    is_first = is_first and first_to_tell_early()
+    if is_first and _ranks.watch is not None:
+        _ranks.watch.tell()
+    return is_first
 
 
 def _claim(message: str) -> bool | None:
     """Return whether this rank is the first to report; None if there is no shared store."""
-    if _ranks.watch is not None and {STOPPED, FAILED} & set(_ranks.watch.lost.values()):
-        return False  # that rank has reported
+    if _ranks.watch is not None and _ranks.watch.told:
+        return False
     with suppress(RuntimeError, ValueError, KeyError, TimeoutError):
         if _ranks.store is None:
             _ranks.early_store = _ranks.early_store or store_before_meeting()
@@ -284,22 +304,24 @@ def is_rank_lost() -> bool:
 def report_lost_rank() -> None:
     """Report which rank was lost, unless another rank has."""
     reason = lost_rank()
-    if not reason:
-        return
-    claim = _claim(reason)
-    # with rank 0, the store of a run without torchrun is lost: the lowest rank here reports
-    if claim or (claim is None and not _is_lower_rank_here()):
+    if reason and first_to_tell(reason):
         report(f"{reason}; {HOW_TO_CONTINUE}")
 
 
-def _is_lower_rank_here() -> bool:
-    """Return whether a rank with a lower number lives on this machine."""
+def _is_lower_rank_alive() -> bool:
+    """Return whether a rank with a lower number has not ended: one on this machine, or rank 0."""
     number = int(os.environ.get("RANK", 0))
-    lost = _ranks.watch.lost if _ranks.watch is not None else {}
-    return any(
-        host == socket.gethostname() and _is_alive(pid) and other not in lost
-        for other, (host, pid) in enumerate(_ranks.processes[:number])
-    )
+    watch = _ranks.watch
+    if watch is None:
+        return False
+    # a rank that stops or has failed still reports, unless it has let this one know that it did
+    gone = watch.left | {other for other, how in watch.lost.items() if how in (HUNG, DIED)}
+    for other, (host, pid) in enumerate(_ranks.processes[:number]):
+        here = host == socket.gethostname()
+        lives = _is_alive(pid) if here else other == 0 and not _ranks.unwatched
+        if lives and other not in gone:
+            return True
+    return False
 
 
 def lost_rank() -> str:
@@ -320,12 +342,18 @@ def lost_rank() -> str:
         killed = killed_ranks()
         if killed:
             return f"{' and '.join(killed)} was killed, by a person, a scheduler or for memory"
+        ended_early = rank_ended_early()
+        if ended_early:
+            return reason_of_early_end(ended_early)
         if _this_rank_hung():
             return ""
         time.sleep(0.1)
     died = _lost(DIED)
     if died:
         return f"{' and '.join(died)} was killed, or its machine is gone"
+    stopped = _lost(STOPPED)
+    if stopped:
+        return f"{' and '.join(stopped)} was stopped"
     return "another rank has ended, or its machine cannot be reached"
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _FRAME_MS = 250  # of an animated picture
+_print_error = threading.excepthook
 
 log = logging.getLogger("vidrobust")
 # lines for log.txt only: on a terminal the progress bar shows the same
@@ -64,6 +66,15 @@ def report(message: str) -> None:
     else:
         with suppress(OSError):  # the terminal may be closed
             print(f"error: {visible(message)}", file=sys.stderr)
+
+
+def print_error_of_thread(error: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, unless the main thread raises the same exception.
+
+    TensorBoard's writer keeps the error of a full disk for the main thread, which reports it.
+    """
+    if error.exc_value is None or getattr(error.thread, "exception", None) is not error.exc_value:
+        _print_error(error)
 
 
 def stop_logging() -> None:

@@ -42,11 +42,13 @@ from vidrobust.utils.stopping import EXIT_STOPPED
 
 BEAT_S = 2.0
 _TICK_S = 1.0
+_WAIT_S = 0.02
 _PAUSED_S = 3.0  # a tick that took longer: this process was suspended
 # seconds from a loss until the main thread is interrupted, and until the process is ended
 _INTERRUPT_S = 2.0
 _END_S = 8.0
 _SAVE_S = 20.0  # the same, if the main thread writes its state
+_LEAVE_S = 6.0  # from the farewell to the end of the process, unless it has finished its work
 _CONNECT_S = 20.0
 _LIMIT_VARIABLE = "VIDROBUST_SILENCE_S"
 _LIMIT_S = 20.0
@@ -55,7 +57,7 @@ THREAD_NAME = "peer watch"
 _PR_SET_NAME = 15  # prctl's option, from <linux/prctl.h>
 _LONGEST_MESSAGE = 1 << 16  # bytes
 
-# Ways in which a rank is lost. "stopped" and "failed" are farewells: it has reported the cause.
+# Ways in which a rank is lost. "stopped" and "failed" are farewells.
 HUNG = "hung"
 DIED = "died"
 STOPPED = "stopped"
@@ -181,6 +183,7 @@ class PeerWatch:
         lost: the ranks that were lost first, and how.
         identities: of the ranks that were lost.
         left: the ranks that have finished their work, among those that this rank watches.
+        told: whether a rank has reported why all end.
     """
 
     def __init__(self, rank: int, limit_s: float, report: Callable[[], None]) -> None:
@@ -188,6 +191,7 @@ class PeerWatch:
         self.lost: dict[int, str] = {}
         self.identities: dict[int, Identity] = {}
         self.left: set[int] = set()
+        self.told = False
         self._limit_s = limit_s
         self._report = report
         self._identity = this_identity(rank)
@@ -201,6 +205,8 @@ class PeerWatch:
         self._main_ended_at = -math.inf
         self._closing = False
         self._farewell = ""
+        self._farewell_at = math.inf
+        self._status = 0
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
 
     def listen(self) -> str:
@@ -246,14 +252,33 @@ class PeerWatch:
         """Record that the main thread is ending the process by itself, and may write its state."""
         self._main_ended_at = time.monotonic()
 
-    def say(self, farewell: str) -> None:
-        """Send the others the reason why this rank leaves.
+    def say(self, farewell: str, status: int) -> None:
+        """Send the others the reason why this rank leaves, which then has some seconds for it.
 
         Args:
             farewell: LEFT, STOPPED or FAILED.
+            status: exit status of this process.
         """
         self._farewell = farewell
+        self._status = status
+        self._farewell_at = time.monotonic()
         self._send_all({"kind": farewell, "rank": self.rank})
+
+    def tell(self) -> None:
+        """Let the others know that this rank reports why all end, so that they do not."""
+        self.told = True
+        self._send_all({"kind": "told"})
+
+    def wait_for_others(self) -> None:
+        """Wait until the others have left or are lost, for a rank that has finished its work.
+
+        Nobody else would notice that the last one hangs: a launcher waits for it forever.
+        """
+        while True:
+            with self._lock:
+                if all(peer.identity is None for peer in self._peers.values()):
+                    return
+            time.sleep(_WAIT_S)
 
     def close(self) -> None:
         """End the thread and the connections."""
@@ -287,6 +312,10 @@ class PeerWatch:
             self._find_silent(now)
             if self.lost:
                 self._end_after_loss(now)
+            if self._status and now > self._farewell_at + _LEAVE_S:
+                # two ranks that were stopped within a collective wait for each other: its group
+                # is destroyed only after the collective
+                os._exit(self._status)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -349,6 +378,8 @@ class PeerWatch:
         elif kind == "lost":
             how = message.pop("how")
             self._lose(Identity(**message), how)
+        elif kind == "told" and not self.told:
+            self.tell()
 
     def _find_silent(self, now: float) -> None:
         for peer in list(self._peers.values()):
@@ -368,7 +399,8 @@ class PeerWatch:
 
     def _lose(self, identity: Identity, how: str) -> None:
         """Record that a rank is lost, and send that to the others."""
-        if identity.rank in self.lost or self._farewell:
+        # a rank that has finished its work still watches those that have not
+        if identity.rank in self.lost or (self._farewell and (self._farewell, how) != (LEFT, HUNG)):
             return
         if self.lost and how != HUNG:
             return  # it ended because of the first loss

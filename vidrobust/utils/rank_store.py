@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.slurm_ranks import started_by_srun
+from vidrobust.utils.start_watch import rank_ended_early, reason_of_early_end
 
 _MEETING_VARIABLE = "VIDROBUST_MEETING_S"
 _MEETING_S = 300.0  # from the first rank's start to the last one's
@@ -62,6 +63,7 @@ def open_store() -> tuple[Any, int, int]:
     try:
         serves = number == 0 and not launcher_holds_store()
         if not serves and not _is_reachable(_meeting().total_seconds()):
+            _refuse_ended_rank()
             raise _not_met("nothing answers there")
         if launcher_holds_store():
             return next(dist.rendezvous("env://", timeout=_meeting()))
@@ -95,13 +97,43 @@ def _is_reachable(limit_s: float) -> bool:
     while True:
         with suppress(OSError), socket.create_connection(_address(), timeout=5):
             return True
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or rank_ended_early():
             return False
         time.sleep(_POLL_S)
 
 
+def _refuse_ended_rank() -> None:
+    """Raise UserError if a rank on this machine had begun, and has ended."""
+    name = rank_ended_early()
+    if name:
+        raise UserError(reason_of_early_end(name))
+
+
+def wait_for_all(store: Any, count: int, place: str) -> None:
+    """Wait until all ranks have come to a place in the program.
+
+    Args:
+        store: what `own_part` returns.
+        count: number of ranks.
+        place: its name.
+
+    Raises:
+        UserError: if a rank has ended, or is late.
+    """
+    deadline = time.monotonic() + _meeting().total_seconds()
+    store.add(place, 1)
+    while (arrived := store.add(place, 0)) < count:
+        if store.check(["cause"]):  # that rank has reported it
+            store.add("asked", 1)
+            raise UserError("another rank has ended")
+        _refuse_ended_rank()
+        if time.monotonic() > deadline:
+            raise _not_met(f"only {arrived} have come")
+        time.sleep(_POLL_S)
+
+
 def meet(store: Any, count: int) -> None:
-    """Wait until all ranks have come.
+    """Wait until all ranks have come, and compare their arguments.
 
     Args:
         store: what `own_part` returns.
@@ -110,15 +142,7 @@ def meet(store: Any, count: int) -> None:
     Raises:
         UserError: if a rank has ended, or is late; for tasks of srun with different arguments.
     """
-    deadline = time.monotonic() + _meeting().total_seconds()
-    store.add("arrived", 1)
-    while (arrived := store.add("arrived", 0)) < count:
-        if store.check(["cause"]):  # that rank has reported it
-            store.add("asked", 1)
-            raise UserError("another rank has ended")
-        if time.monotonic() > deadline:
-            raise _not_met(f"only {arrived} have come")
-        time.sleep(_POLL_S)
+    wait_for_all(store, count, "arrived")
     if started_by_srun():
         mine = shlex.join(sys.argv)
         first = store.compare_set("arguments", "", mine).decode(errors="replace")

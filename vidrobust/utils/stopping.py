@@ -4,7 +4,7 @@ A scheduler, a terminal and torchrun send stop signals to the whole process grou
 process reacts: it finishes the training step, writes its state, and exits with EXIT_STOPPED. Its
 data-loading processes ignore the signals and end with it.
 
-This file imports only the standard library, because tools use it before they import torch.
+This file, and what it imports, needs only the standard library: tools use it before torch.
 """
 
 import ctypes
@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from vidrobust.utils.start_watch import first_to_tell_early
 
 # Exit status of a run that was asked to stop and has written its state. The same command resumes.
 EXIT_STOPPED = 130
@@ -75,7 +77,7 @@ def raise_on_stop_signals() -> None:
 
 
 def restore_stop_signals() -> None:
-    """Restore the default reaction to stop signals, after `raise_on_stop_signals`.
+    """Restore the default reaction to stop signals, at the end of a tool.
 
     A process that was asked to stop keeps ignoring repeated signals.
     """
@@ -83,14 +85,14 @@ def restore_stop_signals() -> None:
         ignore_stop_signals()
         return
     for number in STOP_SIGNALS if _in_main_thread() else ():
-        if signal.getsignal(number) is _raise:
+        if signal.getsignal(number) in (_raise, _ignore):
             is_interrupt = number == signal.SIGINT
             signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
 
 
 def ignore_stop_signals() -> None:
     """Ignore stop signals from now on, for the last seconds of a process."""
-    _install(lambda number, frame: None)
+    _install(_ignore)
 
 
 @contextmanager
@@ -200,6 +202,7 @@ def _end_on_parents_term(parent: int) -> None:
 def _exit(number: int, frame: FrameType | None) -> None:
     try:
         if os.environ.get("RANK", "0") == "0":  # one message, not one per rank
+            first_to_tell_early()  # so that the others end silently
             os.write(2, b"stopped: nothing has begun\n")
     finally:  # the write fails if the terminal of stderr is closed
         os._exit(EXIT_STOPPED)
@@ -212,6 +215,10 @@ def _raise(number: int, frame: FrameType | None) -> None:
         return
     if not _is_repeated(number) or _is_second_interrupt(number):
         raise StopAsked
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 def _in_destructor(frame: FrameType | None) -> bool:
