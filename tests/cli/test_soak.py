@@ -2,10 +2,12 @@
 
 import functools
 
+import numpy as np
 import pytest
 
 from tests import processes
-from vidrobust.cli import soak_ranks
+from tests.helpers import tiny, tiny_ucf101
+from vidrobust.cli import soak_epochs, soak_ranks
 from vidrobust.cli import soak_runs as soak
 
 pytestmark = pytest.mark.slow
@@ -105,3 +107,65 @@ def test_only_the_traceback_that_torchrun_prints_of_itself_is_not_a_fault():
     assert is_ours([soak_ranks.KILL_ONE], [begin, end], 7), "nobody stopped torchrun"
     assert is_ours(term, [begin, f"[rank1]: {end}"], 7), "of a rank"
     assert is_ours([soak_ranks.KILL_ONE], [begin, failed], 0), "there is no torchrun"
+
+
+_LEAKY = """
+import os, runpy, sys
+from vidrobust.training.progress import Progress
+
+kept = []
+step_done = Progress.step_done
+
+def leak(self, step, *numbers):
+    if step % self.per_epoch == 0:
+        kept.append((b"x" * (MIB << 20), [open(os.devnull) for _ in range(FILES)]))
+    step_done(self, step, *numbers)
+
+Progress.step_done = leak
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("leaked_mib", "leaked_files", "faults"),
+    [(0, 0, []), (32, 0, ["memory"]), (0, 8, ["open files"])],
+)
+def test_what_grows_with_the_epochs_is_reported(
+    tmp_path, capsys, monkeypatch, leaked_mib, leaked_files, faults
+):
+    monkeypatch.setattr(soak_epochs, "subprocess", _FromWarmServer)
+    script = tmp_path / "leaky.py"
+    script.write_text(_LEAKY.replace("MIB", str(leaked_mib)).replace("FILES", str(leaked_files)))
+    data = f"data.root={tiny_ucf101(tmp_path / 'data')}"
+    words = tiny(data, "data.workers=1", "train.batch_size=2")
+    words = [word for word in words if not word.startswith("train.epochs")]
+    python, *command = soak_epochs.epochs_command(tmp_path / "run", 8, words)
+    grows = soak_epochs.soak_epochs(
+        [python, script, *command], tmp_path / "run", memory_limit=10, files_limit=2
+    )
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()[-2:]
+    assert [line.split(",")[0] for line in lines if "not flat" in line] == faults, printed
+    assert grows == bool(faults)
+
+
+def test_a_training_that_fails_does_not_pass_as_flat(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(soak_epochs, "subprocess", _FromWarmServer)
+    words = ["data.name=ucf101", f"data.root={tmp_path / 'missing'}"]
+    command = soak_epochs.epochs_command(tmp_path / "run", 4, words)
+    assert soak_epochs.soak_epochs(command, tmp_path / "run") == 1
+    assert "missing" in capsys.readouterr().err
+
+
+def test_the_interval_of_a_slope_covers_it():
+    """95 % of the intervals do, within what 1,000 random ones allow."""
+    rng = np.random.default_rng(0)
+    epochs = range(5, 50)
+    lines = [
+        soak_epochs.slope(epochs, [0.3 * epoch + rng.normal() for epoch in epochs])
+        for _ in range(1000)
+    ]
+    assert 920 < sum(line.low <= 0.3 <= line.high for line in lines) < 970
+    exact = soak_epochs.slope([1, 2, 4], [1, 3, 7])
+    assert (exact.low, exact.value, exact.high) == pytest.approx((2, 2, 2))

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from tests.helpers import tiny, tiny_ucf101
+from tests.helpers import tiny, tiny_ucf101, tiny_videomae
 from tests.training.helpers import equal, tiny_config, train_state, two_ranks
 from vidrobust import checkpoint, config
 from vidrobust.methods import build_method
@@ -14,6 +14,7 @@ from vidrobust.models.backbone import Backbone, BackboneParts
 from vidrobust.training.loop import NonFinite
 from vidrobust.training.setup import arrange, build_run
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import read_metrics
 
 REMOVAL, ADVERSARY, NEGATIVES = "method.false_negatives.", "method.adversary.", "method.negatives."
 KEEPING = {
@@ -437,6 +438,39 @@ def test_micro_batches_of_two_ranks_are_those_of_one_process(ucf, tmp_path, word
         assert moved > 1e-3, key
         allowed = error * max(float(moved), 0.1)
         assert (one["model"][key] - ours["model"][key]).norm() < allowed, key
+
+
+@pytest.mark.slow
+def test_a_resume_with_another_number_of_ranks_takes_the_steps_of_the_first(ucf, tmp_path):
+    """SimCLR's loss of the whole batch, in a network whose norms see one clip."""
+    tiny_videomae(tmp_path / "vit", num_hidden_layers=1, image_size=16, patch_size=8)
+    words = [f"model.backbone=hf:{tmp_path / 'vit'}", "model.width=0", "optim.lr=0.1"]
+    words += ["train.checkpoint_every=1", "train.keep=9"]
+    cfg = tiny_config(ucf, *words)
+    words.append(f"data.root={ucf}")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one_then_two").mkdir()
+    states = {"one": train_state(cfg, tmp_path / "one"), "two": two_ranks(tmp_path / "two", *words)}
+    after_two = "checkpoints/step_00000002.pt"
+    states["two_then_one"] = train_state(
+        cfg, tmp_path / "two_then_one", tmp_path / "two/out" / after_two
+    )
+    resume = f"--resume={tmp_path / 'one' / after_two}"
+    states["one_then_two"] = two_ranks(tmp_path / "one_then_two", *words, resume)
+    expected = {row["step"]: row["loss"] for row in read_metrics(tmp_path / "one")}
+    assert len(expected) == 4 and len(set(expected.values())) == 4
+    start = torch.load(tmp_path / "one/checkpoints/step_00000001.pt", weights_only=True)
+    for name, folder in (
+        ("two", "two/out"),
+        ("two_then_one", "two_then_one"),
+        ("one_then_two", "one_then_two/out"),
+    ):
+        losses = {row["step"]: row["loss"] for row in read_metrics(tmp_path / folder)}
+        assert losses == pytest.approx({step: expected[step] for step in losses}, rel=1e-5), name
+        assert {2, 3} <= losses.keys(), name
+        for key, value in states["one"]["model"].items():
+            moved = (value - start["model"][key]).norm()
+            assert (states[name]["model"][key] - value).norm() <= 1e-3 * moved + 1e-6, (name, key)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
     python tools/soak.py size|kills --output-dir FOLDER
     python tools/soak.py kills --ranks 2 --kills 100 --output-dir FOLDER
+    python tools/soak.py epochs --output-dir FOLDER [key=value ...]
 
 size   runs every tool on data sets with as many videos as UCF101 and Kinetics-400, which are links
        to a few small clips. Limits are 256 open files, 64 MB of /dev/shm and a size of memory. The
@@ -14,6 +15,9 @@ kills  runs tools/train_net.py, training and evaluation. Each run is ended at ra
        launcher, short and endless pauses of a rank, and a full disk. All ranks must end within
        10 s of the time limit for silent ranks, and report one cause, without a traceback (other
        than torchrun's own) or warnings of torch
+epochs trains configs/demo.yaml with overrides. After the first five steps of each epoch it adds up
+       memory and open files of all processes of the run. The growth of their medians per epoch,
+       without the first tenth of the epochs, must be within limits
 """
 
 import argparse
@@ -21,6 +25,7 @@ import signal
 import sys
 from pathlib import Path
 
+from vidrobust.cli.soak_epochs import epochs_command, soak_epochs
 from vidrobust.cli.soak_ranks import soak_ranks
 from vidrobust.cli.soak_runs import SIZES, soak_kills, soak_size
 
@@ -30,7 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("size", "kills"))
+    parser.add_argument("command", choices=("size", "kills", "epochs"))
+    parser.add_argument("overrides", nargs="*", help="epochs: options as key=value")
     parser.add_argument(
         "--output-dir", type=Path, required=True, help="folder for data, runs and results"
     )
@@ -53,13 +59,19 @@ def main() -> None:
     parser.add_argument(
         "--life", type=float, default=20, help="kills: longest time before a kill, seconds"
     )
-    args = parser.parse_args()
+    parser.add_argument("--epochs", type=int, default=50, help="epochs: number of them")
+    args = parser.parse_intermixed_args()
+    if args.overrides and args.command != "epochs":
+        parser.error(f"{args.command} has no options {' '.join(args.overrides)}")
     out = args.output_dir.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if args.command == "size":
         limits = {"files": args.files, "memory_mib": args.memory, "shm_mib": args.shm}
         peaks = soak_size(out, args.size, args.lists, **limits)
         sys.exit(any(peak.status for peak in peaks))
+    if args.command == "epochs":
+        run = out / "run"
+        sys.exit(soak_epochs(epochs_command(run, args.epochs, args.overrides), run))
     if args.ranks > 1:
         # so that processes end and the small disk is unmounted
         signal.signal(signal.SIGTERM, signal.default_int_handler)

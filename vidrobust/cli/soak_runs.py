@@ -210,10 +210,9 @@ def _watch(session: int, peak: Peak) -> None:
     """Update the peaks by the current resources of a session's processes."""
     memory = 0.0
     shm = 0.0
-    for pid in _processes(session):
+    for pid in session_processes(session):
         try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            memory += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+            memory += memory_mib(pid, "Pss:")
             peak.files = max(peak.files, len(os.listdir(f"/proc/{pid}/fd")))
             state = os.statvfs(f"/proc/{pid}/root/dev/shm")
             shm = max(shm, (state.f_blocks - state.f_bfree) * state.f_frsize / MIB)
@@ -223,7 +222,18 @@ def _watch(session: int, peak: Peak) -> None:
     peak.shm = max(peak.shm, shm)
 
 
-def _processes(session: int) -> Iterator[int]:
+def memory_mib(pid: int, *kinds: str) -> float:
+    """Return the memory of a process in MiB; of pages that it shares, its part.
+
+    Args:
+        pid: process id.
+        kinds: of memory, as in /proc/PID/smaps_rollup: "Pss:" for all.
+    """
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(kinds)) / 1024
+
+
+def session_processes(session: int) -> Iterator[int]:
     """Yield the process ids of a session."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -566,7 +576,7 @@ def handles_sigterm(pid: int) -> bool:
 def _count_outlived(session: int) -> int:
     """Return how many processes of a session remain, five seconds after the main process ended."""
     deadline = time.monotonic() + 5
-    while left := list(_processes(session)):
+    while left := list(session_processes(session)):
         if time.monotonic() > deadline:
             return len(left)
         time.sleep(0.05)

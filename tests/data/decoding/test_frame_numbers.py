@@ -319,9 +319,8 @@ def test_the_stream_that_a_player_shows_is_read(tmp_path, suffix):
     assert probe(str(path))["streams"] == 2
 
 
+@needs_odd_files
 def test_an_attached_picture_is_not_read_as_a_video():
-    if not ODD.is_dir():
-        pytest.skip("needs ../shared/data/odd_files")
     with pytest.raises(DecodeError, match="only an attached picture, which is no video"):
         read_frames(ODD / "audio_cover.mp4", np.array([0]))
     assert "only an attached picture" in probe(str(ODD / "audio_cover.mp4"))["reason"]
@@ -471,7 +470,6 @@ def test_a_scan_reports_files_that_are_read_in_an_unusual_way(tmp_path):
     assert "are refused with data.backend=decord" in notes(rows, "decord")[1]
 
 
-@needs_odd_files
 def test_one_image_each_of_two_series_is_refused(tmp_path):
     folder = _images(tmp_path / "v", ["rgb_1.png", "depth_1.png"])
     with pytest.raises(DecodeError, match="2 series of images"):
@@ -499,6 +497,7 @@ def test_the_first_picture_of_an_animation_is_read_and_reported(tmp_path):
     assert (row["frames"], row["reason"]) == (1, "the first of 4 pictures is read")
 
 
+@needs_odd_files
 def test_the_documented_folder_of_mmaction2_is_its_rgb_frames():
     with open_video(ODD / "tsn_rawframes/v0", frames=6) as video:
         assert video.num_frames == 6 and {file.name[:4] for file in video.files} == {"img_"}
