@@ -443,6 +443,7 @@ def test_micro_batches_of_two_ranks_are_those_of_one_process(ucf, tmp_path, word
     ("words", "message"),
     [
         (["train.micro_batch=3"], "train.micro_batch=3 does not divide the batch, 4 videos; set 2"),
+        (["train.micro_batch=1"], "batch norms need two clips at a time; set at least 2"),
         (["train.micro_batch=8"], "set 4, or 0 for the whole batch"),
     ],
 )

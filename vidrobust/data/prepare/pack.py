@@ -57,7 +57,9 @@ def pack(root: Path, output: Path, *, overwrite: bool = False) -> tuple[int, int
 
 
 def _members(top: Path) -> tuple[list[tuple[Path, bool, str]], int]:
-    """Return (path, whether it is a folder, name in the archive) of what is packed, sorted; and how much is not.
+    """Return what is packed, sorted, and the number of files and folders that are left out.
+
+    What is packed is (path, whether it is a folder, name in the archive).
 
     Args:
         top: the folder that is packed.
