@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,11 @@ def _write(archive: Path, *members: tuple[str, bytes], **options) -> Path:
     return archive
 
 
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 def _names(archive: Path) -> dict[str, int]:
     return {member.name: member.length for member in require_index(archive)}
 
@@ -314,6 +320,7 @@ def test_links_to_members_are_resolved(tmp_path):
     archive = _write(tmp_path / "x.tar", ("a/one", b"123"))
     with tarfile.open(archive, "a") as tar:
         for name, kind, target in (
+            ("a/later", tarfile.LNKTYPE, "b/none"),
             ("a/hard", tarfile.LNKTYPE, "a/one"),
             ("b/soft", tarfile.SYMTYPE, "../a/hard"),
             ("b/lost", tarfile.SYMTYPE, "/etc/passwd"),
@@ -325,7 +332,47 @@ def test_links_to_members_are_resolved(tmp_path):
             tar.addfile(info)
     index = require_index(archive)
     assert index.find("a/hard").offset == index.find("b/soft").offset == index.find("a/one").offset
-    assert index.left_out[0] == 2
+    assert index.left_out[0] == 3
+
+
+def test_a_hard_link_has_the_content_that_its_target_had(tmp_path):
+    archive = _write(tmp_path / "x.tar", ("a", b"old"))
+    link = tarfile.TarInfo("b")
+    link.type = tarfile.LNKTYPE
+    link.linkname = "a"
+    new = tarfile.TarInfo("a")
+    new.size = 5
+    with tarfile.open(archive, "a") as tar:
+        tar.addfile(link)
+        tar.addfile(new, io.BytesIO(b"newer"))
+    assert _names(archive) == {"a": 5, "b": 3}
+
+
+@pytest.mark.parametrize("tail", [b"", b"z" * 2000])
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_a_sparse_member_replaces_an_earlier_one_and_is_left_out(tmp_path, form, tail):
+    archive = tmp_path / "x.tar"
+    tar = ["tar", f"--format={form}", "-C", tmp_path]
+    (tmp_path / "a").write_bytes(b"old")
+    subprocess.run([*tar, "-cf", archive, "a"], check=True)
+    with open(tmp_path / "a", "wb") as file:
+        file.truncate(1 << 20)
+    subprocess.run([*tar, "-Srf", archive, "a"], check=True)
+    if tail:
+        (tmp_path / "z").write_bytes(tail)
+        subprocess.run([*tar, "-rf", archive, "z"], check=True)
+    assert _names(archive) == ({"z": 2000} if tail else {})
+    assert require_index(archive).left_out == (1, "a")
+
+
+def test_what_follows_the_end_mark_is_refused(tmp_path):
+    whole = _write(tmp_path / "whole.tar", *((name, b"1" * 700) for name in "abc")).read_bytes()
+    archive = tmp_path / "x.tar"
+    hole = whole[:1536] + bytes(1536) + whole[3072:]
+    for content in (hole, whole + whole, whole + bytes(2 << 20)):
+        archive.write_bytes(content)
+        with pytest.raises(UserError, match="is damaged, or several .* goes on to byte"):
+            require_index(archive)
 
 
 def test_an_archive_that_is_cut_short_is_refused_wherever_it_ends(tmp_path):
@@ -391,7 +438,22 @@ def test_a_damaged_index_is_built_again(tmp_path):
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[-1] ^= 1
-    for content in (b"", whole[:300], whole[:-3], bytes(flipped), whole.replace(b'"size": ', b'"')):
+    swaps = ((b'"members": 2', b'"members": 1'), (b'"members": 2', b'"members": 9'))
+    swaps += (
+        (b'"left_out"', b'"left_ouu"'),
+        (b'"size"', b'"sizf"'),
+        (b'"mtime_ns"', b'"mtime_nt"'),
+    )
+    others = [whole.replace(*swap) for swap in swaps]
+    assert whole not in others
+    for content in (
+        b"",
+        whole[:300],
+        whole[:-3],
+        bytes(flipped),
+        whole.replace(b'"size": ', b'"'),
+        *others,
+    ):
         file.unlink()  # not written over: it is mapped into memory
         file.write_bytes(content)
         tar_index._mapped.cache_clear()  # as in a new process
@@ -510,7 +572,9 @@ def test_the_same_files_give_the_same_archive(tmp_path):
     (root / "link.avi").symlink_to(root / "videos/Alpha/v_Alpha_g01_c01.avi")
     shutil.copytree(root, tmp_path / "copy")
     archives = [tmp_path / "a.tar", root / "b.tar"]
-    pack(root, archives[0])
+    assert pack(root, archives[0]) == (16, 2)
+    with pytest.raises(UserError, match="is a folder"):
+        pack(root, _folder(tmp_path / "folder.tar"), overwrite=True)
     pack(tmp_path / "copy", archives[1])
     assert archives[0].read_bytes() == archives[1].read_bytes()
     names = _names(archives[0])

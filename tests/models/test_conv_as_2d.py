@@ -97,3 +97,21 @@ def test_weight_gradients_in_bf16_are_near_those_in_full_precision():
         y.float().square().sum().backward()
         a, b = rough.weight.grad, exact.weight.grad
         assert float((a - b).norm() / b.norm()) < 0.02
+
+
+class Doubled(nn.Conv3d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class DoubledInside(nn.Conv3d):
+    def _conv_forward(self, x, weight, bias):
+        return 2 * super()._conv_forward(x, weight, bias)
+
+
+@pytest.mark.parametrize("kind", [Doubled, DoubledInside])
+def test_subclasses_that_compute_something_else_keep_their_form(kind):
+    network = kind(4, 6, (1, 3, 3)).double()
+    expected = network(clips())
+    assert compute_as_2d(network) == 1
+    assert torch.equal(network(clips()), expected)

@@ -477,6 +477,7 @@ def test_a_resume_with_another_number_of_ranks_takes_the_steps_of_the_first(ucf,
     ("words", "message"),
     [
         (["train.micro_batch=3"], "train.micro_batch=3 does not divide the batch, 4 videos; set 2"),
+        (["train.micro_batch=1"], "batch norms need two clips at a time; set at least 2"),
         (["train.micro_batch=8"], "set 4, or 0 for the whole batch"),
     ],
 )

@@ -205,11 +205,11 @@ def pack_files(args: argparse.Namespace, cfg: config.Config) -> None:
         cfg: folder of the data set.
     """
     root = require_root(Path(cfg.data.root).expanduser(), cfg.data.name)
-    count = pack(root, args.output, overwrite=args.overwrite)
+    count, left_out = pack(root, args.output, overwrite=args.overwrite)
     names = len(require_index(args.output))
     log.info(
-        f"{count} files of {root}, {names} names with the folders, in"
-        f" {args.output}: data.archive={args.output} reads them"
+        f"{count} files of {root} ({left_out} hidden ones or archives left out), {names} names with"
+        f" the folders, in {args.output}: data.archive={args.output} reads them"
     )
 
 

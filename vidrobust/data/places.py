@@ -99,8 +99,12 @@ def readable(path: str) -> str | io.BytesIO:
     member = _member(path)
     if member is None:
         return path
-    with open(member.archive, "rb", buffering=0) as file:
-        content = os.pread(file.fileno(), member.length, member.offset)
+    if member.is_folder:
+        raise ArchiveError("it is a folder")
+    # Not os.pread, of which one call reads at most 2 GiB.
+    with open(member.archive, "rb") as file:
+        file.seek(member.offset)
+        content = file.read(member.length)
     if len(content) < member.length:
         raise ArchiveError(f"the archive ends within it, after {len(content)} bytes")
     return io.BytesIO(content)

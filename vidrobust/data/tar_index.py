@@ -34,6 +34,7 @@ _HEAD = b'{"tar_index": 1, '  # how every index begins
 _BLOCK = 512  # bytes of a tar header
 _FOLDER = -1  # length of a member that is a folder
 _MOST_LINKS = 40  # links that may lead from one to the next
+_MOST_PADDING = 1 << 20  # bytes after the last member; tar writes 10 KiB unless told otherwise
 _AGAIN = "copy it again, or pack the folder with datasets/prepare.py pack"
 # First bytes of compressed files.
 _COMPRESSED = {
@@ -83,7 +84,7 @@ class TarIndex:
         self.archive = archive
         self.left_out: tuple[int, str] = header["left_out"][0], header["left_out"][1]
         self.mtime_ns: int = header["mtime_ns"]
-        self._crc: int = header["crc"]
+        self._header = header
         self._content = content
         count = header["members"]
         numbers = np.frombuffer(content, np.int64, 3 * count + 1)
@@ -93,8 +94,8 @@ class TarIndex:
         self._names = content[numbers.nbytes :]
 
     def is_whole(self) -> bool:
-        """Return whether the content is what was written; this reads all of it."""
-        return zlib.crc32(self._content) == self._crc
+        """Return whether header and content are what was written; this reads all of it."""
+        return _crc(self._header, self._content) == self._header.get("crc")
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -206,8 +207,10 @@ def _mapped(archive: str, size: int, mtime_ns: int) -> TarIndex:
         except (OSError, ValueError):  # missing, or empty
             continue
         header = _header(content)
-        if header and (header["size"], header["mtime_ns"]) == (size, mtime_ns):
-            return TarIndex(archive, header, content[_BLOCK:])
+        if header and (header.get("size"), header.get("mtime_ns")) == (size, mtime_ns):
+            # a damaged header may lack a key, or count more members than the file holds
+            with contextlib.suppress(LookupError, ValueError, TypeError):
+                return TarIndex(archive, header, content[_BLOCK:])
     raise ArchiveError("the archive has no index, or has changed since it was made; start again")
 
 
@@ -220,6 +223,12 @@ def _header(content: memoryview) -> dict[str, Any] | None:
     except ValueError:
         return None
     return header if header.get("bytes") == len(content) - _BLOCK else None
+
+
+def _crc(header: dict[str, Any], content: bytes | memoryview) -> int:
+    """Return the checksum of an index: of its content, and of its header without the checksum."""
+    rest = {key: value for key, value in header.items() if key not in ("crc", "tar_index")}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode(), zlib.crc32(content))
 
 
 def _write(
@@ -245,9 +254,9 @@ def _write(
         "size": state[0],
         "mtime_ns": state[1],
         "bytes": len(content),
-        "crc": zlib.crc32(content),
         "left_out": [len(left_out), ascii(left_out[0])[1:-1][:80] if left_out else ""],
     }
+    header["crc"] = _crc(header, content)
     line = _HEAD + json.dumps(header).encode()[1:]
     # Two runs may build the index at the same time: each writes a file of its own.
     own = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
@@ -280,17 +289,22 @@ def _read_headers(archive: str, size: int) -> tuple[dict[str, tuple[int, int]], 
     left_out: list[str] = []
     for info in _infos(archive, size):
         name = posixpath.normpath(info.name).lstrip("/")
-        if name == ".." or name.startswith("../") or "\0" in name or info.issparse():
+        if name == ".." or name.startswith("../") or "\0" in name:
             left_out.append(info.name)
             continue
+        # Of a hard link, the content is that of its target by now, and may be replaced later.
+        target = posixpath.normpath(info.linkname).lstrip("/") if info.islnk() else ""
+        place, link = members.get(target), links.get(target)
         members.pop(name, None)
         links.pop(name, None)
-        if info.isreg():
+        if info.isreg() and not info.issparse():
             members[name] = info.offset_data, info.size
         elif info.isdir():
             members[name] = 0, _FOLDER
-        elif info.islnk():
-            links[name] = posixpath.normpath(info.linkname).lstrip("/")
+        elif place is not None:
+            members[name] = place
+        elif link is not None:
+            links[name] = link
         elif info.issym():
             links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), info.linkname))
         else:
@@ -345,7 +359,7 @@ def _infos(archive: str, size: int) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(archive, "r:", encoding="utf-8", errors="surrogateescape") as tar:
             while (info := tar.next()) is not None:
                 last = f"member {shown(info.name, 200)}"
-                end = info.offset_data + (info.size if info.isreg() else 0)
+                end = info.offset_data + (info.size if info.isreg() and not info.issparse() else 0)
                 if end > size:
                     raise UserError(
                         f"data.archive={archive}: is cut short: {last} reaches to byte {end}, and"
@@ -360,13 +374,20 @@ def _infos(archive: str, size: int) -> Iterator[tarfile.TarInfo]:
             f"data.archive={archive}: is not a tar archive, or is damaged or cut short after {last}"
             f" ({error}); {_AGAIN}"
         ) from None
-    # tarfile takes any header that it cannot read for the end. A real end is a block of zeros.
+    # tarfile takes any header that it cannot read for the end. A real end is a block of zeros, and
+    # nothing but a few more follow it: a lost stretch, or a copy that was cut short, has others.
     with open(archive, "rb") as file:
         file.seek(end)
         block = file.read(_BLOCK)
+        rest = file.read(_MOST_PADDING)
     if block != bytes(_BLOCK):
         problem = "is damaged" if len(block) == _BLOCK else "is cut short"
         raise UserError(
             f"data.archive={archive}: {problem}: no header and no end mark at byte {end}, after"
             f" {last} (the file has {size} bytes); {_AGAIN}"
+        )
+    if any(rest) or size - end > _MOST_PADDING:
+        raise UserError(
+            f"data.archive={archive}: is damaged, or several archives in one file: after {last} it"
+            f" has an end mark at byte {end}, and goes on to byte {size}; {_AGAIN}"
         )

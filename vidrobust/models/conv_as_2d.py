@@ -23,7 +23,8 @@ def compute_as_2d(network: nn.Module) -> int:
 
     Returns:
         How many `Conv3d` of the network keep their own form: kernels in time and space, kernels in
-        time with a stride or padding in space, and padding with anything but zeros.
+        time with a stride or padding in space, padding with anything but zeros, and modules that
+        compute something else (a subclass or an object with a forward of its own).
     """
     others = 0
     for module in network.modules():
@@ -41,11 +42,22 @@ def _form_of(conv: nn.Conv3d) -> Callable[[nn.Conv3d, Tensor], Tensor] | None:
     """Return the function that computes a convolution in two dimensions, or None."""
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return None
+    # Masked or weight-standardised convolutions are subclasses too. Their outputs would be wrong.
+    kind = type(conv)
+    if "forward" in vars(conv) and not _is_arranged(conv):
+        return None
+    if kind.forward is not nn.Conv3d.forward or kind._conv_forward is not nn.Conv3d._conv_forward:
+        return None
     if conv.kernel_size[0] == 1 and conv.padding[0] == 0:
         return _over_places
     if conv.kernel_size[1:] == conv.stride[1:] == (1, 1) and conv.padding[1:] == (0, 0):
         return _over_time
     return None
+
+
+def _is_arranged(conv: nn.Conv3d) -> bool:
+    """Return whether an earlier call of `compute_as_2d` has replaced the forward of a module."""
+    return getattr(conv.forward, "func", None) in (_over_places, _over_time)
 
 
 def _padding(conv: nn.Conv3d) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidrobust import checkpoint, config
 from vidrobust.corruptions import OVER_TIME, expand
@@ -173,6 +174,12 @@ def _save_memory(method: Method, cfg: config.TrainConfig) -> None:
             raise UserError(
                 f"train.micro_batch={size} does not divide the batch{of_rank}, {share} videos; set"
                 f" {_largest_divisor(share, size)}, or 0 for the whole batch"
+            )
+        # one clip gives a batch norm no variance where a stage ends with a single place
+        if size == 1 and any(isinstance(module, _BatchNorm) for module in method.modules()):
+            raise UserError(
+                "train.micro_batch=1: batch norms need two clips at a time; set at least 2, or 0"
+                " for the whole batch"
             )
         _refuse_other_passes(method, f"train.micro_batch={size}")
         for module in method.modules():

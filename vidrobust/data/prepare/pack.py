@@ -16,8 +16,8 @@ from vidrobust.utils.text import shown
 _LEFT_OUT = (".tar", ".tar.index")
 
 
-def pack(root: Path, output: Path, *, overwrite: bool = False) -> int:
-    """Write all files below a folder into a tar archive, at once, and return their number.
+def pack(root: Path, output: Path, *, overwrite: bool = False) -> tuple[int, int]:
+    """Write all files below a folder into a tar archive, at once.
 
     The same names and contents give the same bytes: members are sorted, and have neither times nor
     owners. Links are followed. Hidden files, archives and their indices are left out. Empty folders
@@ -28,6 +28,9 @@ def pack(root: Path, output: Path, *, overwrite: bool = False) -> int:
         output: the archive; its name ends in `.tar`.
         overwrite: whether an existing file is replaced.
 
+    Returns:
+        (files in the archive, files and folders that are left out).
+
     Raises:
         UserError: there is no file, one cannot be read, or the archive exists.
     """
@@ -35,7 +38,9 @@ def pack(root: Path, output: Path, *, overwrite: bool = False) -> int:
         raise UserError(f"--output {output}: the name of an archive ends in .tar; rename it")
     if output.exists() and not overwrite:
         raise UserError(f"--output {output}: exists; give another name, or --overwrite")
-    members = _members(root)
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; give the name of a file")
+    members, left_out = _members(root)
     files = [path for path, is_folder, _ in members if not is_folder]
     if not files:
         raise UserError(f"data.root={root}: holds no file; nothing is packed")
@@ -48,23 +53,30 @@ def pack(root: Path, output: Path, *, overwrite: bool = False) -> int:
     ):
         for path, is_folder, name in bar:
             _add(tar, path, name, is_folder=is_folder)
-    return len(files)
+    return len(files), left_out
 
 
-def _members(top: Path) -> list[tuple[Path, bool, str]]:
-    """Return (path, whether it is a folder, name in the archive) of what is packed, sorted.
+def _members(top: Path) -> tuple[list[tuple[Path, bool, str]], int]:
+    """Return what is packed, sorted, and the number of files and folders that are left out.
+
+    What is packed is (path, whether it is a folder, name in the archive).
 
     Args:
         top: the folder that is packed.
     """
     found = {file.relative_to(top).as_posix(): (file, False) for file in files_below(top)}
-    found = {name: entry for name, entry in found.items() if not name.endswith(_LEFT_OUT)}
+    archives = [name for name in found if name.endswith(_LEFT_OUT)]
+    for name in archives:
+        del found[name]
+    left_out = len(archives)
     # Folders without files: `files_below` yields none of them.
     for folder in top.rglob("*"):
         name = folder.relative_to(top).as_posix()
+        # a hidden folder counts once, without what is in it
+        left_out += is_hidden(folder.name) and not any(map(is_hidden, name.split("/")[:-1]))
         if folder.is_dir() and not any(map(is_hidden, name.split("/"))):
             found.setdefault(name, (folder, True))
-    return [(*found[name], name) for name in sorted(found, key=os.fsencode)]
+    return [(*found[name], name) for name in sorted(found, key=os.fsencode)], left_out
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str, *, is_folder: bool) -> None:
