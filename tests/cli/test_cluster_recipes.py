@@ -3,6 +3,7 @@
 import re
 import shlex
 import socket
+import subprocess
 
 import pytest
 
@@ -52,6 +53,20 @@ def _launch(place, *nodes: str):
     finally:
         for each in launchers:
             each.kill()
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, False), (130, True)])
+def test_the_script_of_the_page_ends_with_the_status_of_its_command(tmp_path, status, requeued):
+    text = (REPO / "docs/cluster.md").read_text()
+    script = re.search(r"(?m)^    #SBATCH --signal.*\n(    .*\n)+", text)
+    commands = f'srun() {{ return {status}; }}\nscontrol() {{ echo "$@"; }}\n'
+    done = subprocess.run(
+        ["bash", "-c", f"SLURM_JOB_ID=7\n{commands}{script[0]}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (status, "requeue 7\n" if requeued else "")
 
 
 @pytest.fixture

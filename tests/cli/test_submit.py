@@ -48,6 +48,14 @@ def _rows(folder: Path):
         (["--time", "9", "--nodes", "0"], "--nodes 0: must be at least 1"),
         (["--time", "9", "--gpus", "2", "--ranks", "3"], "--ranks 3: --gpus 2 has one rank per"),
         (["--time", "9", "--nodes", "2", "--executor", "local"], "--nodes 2: --executor local has"),
+        (
+            ["--time", "9", "--cpus", "4", "--executor", "local"],
+            "--cpus 4: --executor local does not",
+        ),
+        (
+            ["--time", "9", "--qos", "x", "--executor", "local"],
+            "--qos x: --executor local does not",
+        ),
         (["--time", "9", "data.framse=2"], "unknown option 'data.framse'"),
         (["--time", "9", "protocol.name=finetune"], "begins with a trained model"),
         (["--time", "9", "--output-dir", "a%j"], "--output-dir a%j: has % or a control character"),
@@ -63,6 +71,7 @@ def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(place, words, mes
 def test_without_slurm_it_says_what_it_would_have_run(place, monkeypatch):
     monkeypatch.setenv("PATH", "")
     size = ["--nodes", "2", "--gpus", "4", "--time", "60", "--partition", "gpu", "--memory", "64"]
+    size += ["--cpus", "3"]
     done = tool("submit", *_words(), *size, cwd=place)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
@@ -70,6 +79,9 @@ def test_without_slurm_it_says_what_it_would_have_run(place, monkeypatch):
     for option in ("nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "time=60", "mem=64GB"):
         assert f"#SBATCH --{option}\n" in done.stdout
     assert "#SBATCH --signal=USR2@120\n" in done.stdout
+    # srun has other defaults than sbatch's options since Slurm 22.05
+    (step,) = [line for line in done.stdout.splitlines() if line.startswith("srun ")]
+    assert " --cpus-per-task=3 " in step
     command = done.stdout.splitlines()[-1]
     assert command.startswith("# vidrobust train --cfg page.yaml --output-dir out --resume")
     assert not (place / "out").exists()

@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.helpers import REPO, tiny, tool
 from tests.processes import ENV, Process
 from tests.utils.test_stopping import session, wait_until
 from vidrobust import checkpoint, config
+from vidrobust.cli import cluster_jobs, study
 from vidrobust.study import Arm, side_by_side
 from vidrobust.study.side_by_side import run_side_by_side
 from vidrobust.utils import child_commands
@@ -79,6 +82,18 @@ def test_a_run_that_fails_stops_only_those_that_start_from_it(pool, tmp_path):
         f"d, teacher, seed 0: data.root=x: missing; its log: {log}",
     ]
     assert "z ends" in events and "student starts" not in events
+
+
+def test_a_run_that_is_listed_before_its_failed_teacher_is_not_started(pool, tmp_path):
+    runs = [_arm(tmp_path, "c", "b"), _arm(tmp_path, "b", "a"), _arm(tmp_path, "a")]
+    problems, events = pool(runs, 1, {"a": "os._exit(1)"})
+    assert len(problems) == 3 and events == ["a starts"]
+
+
+def test_the_first_of_runs_that_need_each_other_reports_it(pool, tmp_path):
+    runs = [_arm(tmp_path, "a", "b"), _arm(tmp_path, "b", "a")]
+    problems, events = pool(runs, 2, {"a": "os._exit(1)"})
+    assert len(problems) == 2 and events == ["a starts"]
 
 
 def test_a_killed_run_and_one_without_results_have_failed(pool, tmp_path):
@@ -218,11 +233,35 @@ def test_slurm_that_is_missing_is_reported_with_the_commands(place, monkeypatch)
     assert not (folder / "out").exists()
 
 
+def test_the_report_of_slurm_has_the_files_that_are_asked_for(place, monkeypatch):
+    submitted = []
+
+    class Executor:
+        def submit(self, command):
+            submitted.append(command.words)
+            return SimpleNamespace(job_id="1")
+
+    monkeypatch.setattr(cluster_jobs, "has_slurm", lambda: True)
+    monkeypatch.setattr(cluster_jobs, "require_slurm", lambda args: None)
+    monkeypatch.setattr(cluster_jobs, "executor", lambda *args, **more: Executor())
+    folder = place("extra")
+    args = Namespace(cfg="study.yaml", output_dir=folder / "out", data=[], seeds="", overrides=[])
+    study._submit(Namespace(**vars(args), csv=True, latex=True), [], [])
+    study._submit(Namespace(**vars(args), csv=False, latex=False), [], [])
+    assert [words[-3:] for words in submitted] == [
+        ("--report-only", "--csv", "--latex"),
+        ("--output-dir", str(folder / "out"), "--report-only"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--jobs", "0"], "--jobs 0: must be at least 1"),
         (["--executor", "slurm"], "--time: give the time limit of a job in minutes"),
+        (["--nodes", "-5"], "--nodes -5: --executor local does not use it"),
+        (["--jobs", "2", "--gpus", "3"], "--gpus 3: --executor local does not use it"),
+        (["--setup", "module load x"], "--setup module load x: --executor local does not use it"),
         (["--job", "clips/x/seed0"], "--job clips/x/seed0: no run of study.yaml"),
     ],
 )

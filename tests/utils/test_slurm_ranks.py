@@ -2,7 +2,7 @@
 
 import pytest
 
-from vidrobust.utils.slurm_ranks import adopt_slurm_ranks, first_node
+from vidrobust.utils.slurm_ranks import adopt_slurm_ranks, first_node, port_of
 
 # task 2 of `srun --nodes 2 --ntasks-per-node 2`
 TASK = {
@@ -31,7 +31,7 @@ def test_a_task_of_srun_becomes_a_rank():
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "4",
         "MASTER_ADDR": "gpu07",  # where task 0 runs, not where srun was called
-        "MASTER_PORT": str(10_000 + 4711 * 7 % 20_000),
+        "MASTER_PORT": str(port_of("4711.0")),
     }
 
 
@@ -63,8 +63,10 @@ def test_addresses_that_the_user_sets_are_kept():
     assert "MASTER_ADDR" not in adopted and "MASTER_PORT" not in adopted
 
 
-def test_two_steps_of_a_job_have_different_ports():
+def test_jobs_and_their_steps_have_different_ports_below_those_of_clients():
     assert _adopted()["MASTER_PORT"] != _adopted(SLURM_STEP_ID="1")["MASTER_PORT"]
+    ports = [port_of(f"{job}_{task}") for job in range(10) for task in range(10)]
+    assert len(set(ports)) > 90 and min(ports) >= 10_000 and max(ports) < 30_000
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidrobust.utils import child_commands
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.slurm_ranks import port_of
 from vidrobust.utils.stopping import EXIT_STOPPED
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ SLURM = "slurm"
 LOCAL = "local"
 # folder of scripts, pickled commands and logs of jobs, in the output folder
 JOBS = "jobs"
+_NUMBERS: tuple[tuple[str, str, int | None, str], ...] = (
+    ("nodes", "N", 1, "machines of a job"),
+    ("gpus", "G", 0, "GPUs of a job on each node, one rank per GPU; 0: CPU"),
+    ("ranks", "R", None, "ranks on each node; default: one per GPU, one without GPUs"),
+    ("cpus", "C", None, "cores of each rank; default: the partition's"),
+    ("memory", "GB", None, "memory on each node"),
+    ("grace", "SECONDS", 120, "time before the limit at which the run is asked to stop"),
+    ("restarts", "N", 20, "how often a job that reached its time limit is queued again"),
+)
+_OF_SLURM = ("partition", "account", "qos", "constraint")
 _POLL_S = 0.2
 _LATE_SIGNAL_S = 2.0  # a scheduler signals the processes of a job one after the other
 _NEEDS = "needs the package submitit; pip install 'vidrobust[cluster]'"
@@ -50,22 +60,13 @@ def add_options(parser: argparse.ArgumentParser, *, default: str) -> None:
     group.add_argument(
         "--executor", choices=(SLURM, LOCAL), default=default, help=f"default: {default}"
     )
-    numbers = (
-        ("--nodes", "N", 1, "machines of a job"),
-        ("--gpus", "G", 0, "GPUs of a job on each node, one rank per GPU; 0: CPU"),
-        ("--ranks", "R", None, "ranks on each node; default: one per GPU, one without GPUs"),
-        ("--cpus", "C", None, "cores of each rank; default: the partition's"),
-        ("--memory", "GB", None, "memory on each node"),
-        ("--grace", "SECONDS", 120, "time before the limit at which the run is asked to stop"),
-        ("--restarts", "N", 20, "how often a job that reached its time limit is queued again"),
-    )
-    for name, metavar, value, text in numbers:
+    for name, metavar, value, text in _NUMBERS:
         shown = f" ({value})" if value is not None else ""
-        group.add_argument(name, type=int, metavar=metavar, default=value, help=text + shown)
+        group.add_argument(f"--{name}", type=int, metavar=metavar, default=value, help=text + shown)
     group.add_argument(
         "--time", type=float, metavar="MINUTES", help="time limit of a job; whole for Slurm"
     )
-    for name in ("partition", "account", "qos", "constraint"):
+    for name in _OF_SLURM:
         group.add_argument(f"--{name}", metavar="NAME", help="of Slurm")
     group.add_argument(
         "--setup",
@@ -102,8 +103,33 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.executor == SLURM and args.time != int(args.time):
         raise UserError(f"--time {args.time:g}: Slurm takes whole minutes")
-    if args.executor == LOCAL and args.nodes > 1:
-        raise UserError(f"--nodes {args.nodes}: --executor local has one node, this machine")
+    if args.executor == LOCAL:
+        if args.nodes > 1:
+            raise UserError(f"--nodes {args.nodes}: --executor local has one node, this machine")
+        _refuse(args, ("cpus", "memory", *_OF_SLURM))
+
+
+def refuse_options(args: argparse.Namespace) -> None:
+    """Refuse the options of jobs, for a command that starts none.
+
+    Raises:
+        UserError: with the first option that is set.
+    """
+    _refuse(args, (*(name for name, *_ in _NUMBERS), "time", *_OF_SLURM, "setup"))
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Raise UserError for an option of jobs that is set, and that --executor local ignores."""
+    defaults: dict[str, Any] = {name: value for name, _, value, _ in _NUMBERS}
+    defaults["setup"] = []
+    for name in names:
+        value = getattr(args, name)
+        if value != defaults.get(name):
+            shown = " ".join(value) if name == "setup" else f"{value}"
+            raise UserError(
+                f"--{name} {shown}: --executor local does not use it; leave it out, or set"
+                " --executor slurm"
+            )
 
 
 def _parameters(args: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -136,8 +162,12 @@ def _parameters(args: argparse.Namespace, name: str) -> dict[str, Any]:
         "constraint": args.constraint,
         "signal_delay_s": args.grace,
         "setup": args.setup or None,
-        # ranks that wait for one that could not start end with it
-        "srun_args": ["--kill-on-bad-exit=1"],
+        # Ranks that wait for one that could not start end with it. From Slurm 22.05 on, srun does
+        # not take the cores of a task from the job.
+        "srun_args": [
+            "--kill-on-bad-exit=1",
+            *([f"--cpus-per-task={args.cpus}"] if args.cpus else []),
+        ],
     }
 
 
@@ -266,9 +296,7 @@ class SubmittedCommand:
 
         environment = JobEnvironment()
         if environment.num_tasks > 1:
-            port = 10_000 + zlib.crc32(environment.job_id.encode()) % 20_000
-            # below the ports that Linux gives to clients
-            os.environ.setdefault("MASTER_PORT", str(port))
+            os.environ.setdefault("MASTER_PORT", str(port_of(environment.job_id)))
             # all ranks see all GPUs of their node, and take that of LOCAL_RANK
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         preemption = getattr(signal, f"SIG{environment.USR_SIG}")

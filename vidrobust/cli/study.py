@@ -144,6 +144,12 @@ def _words(args: argparse.Namespace) -> list[str]:
     return [*words, *args.overrides]
 
 
+def _report_words(args: argparse.Namespace) -> list[str]:
+    """Return the `vidrobust` command and arguments that write the report of the study."""
+    extra = [f"--{name}" for name in ("csv", "latex") if getattr(args, name)]
+    return [*_words(args), "--report-only", *extra]
+
+
 def _run_as_job(args: argparse.Namespace, all_runs: Sequence[Arm]) -> None:
     """Do one run for a study that runs several side by side.
 
@@ -182,7 +188,7 @@ def _submit(args: argparse.Namespace, runs: Sequence[Arm], all_runs: Sequence[Ar
     folder = cluster_jobs.job_folder(args.output_dir)
     name = f"vidrobust {args.output_dir.name}"
     if not cluster_jobs.has_slurm():
-        commands = [_words_of(args, run) for run in runs] or [[*_words(args), "--report-only"]]
+        commands = [_words_of(args, run) for run in runs] or [_report_words(args)]
         print(cluster_jobs.script(args, name, folder, *commands), flush=True)
     cluster_jobs.require_slurm(args)
     _write_plan(all_runs, args.output_dir)
@@ -198,7 +204,7 @@ def _submit(args: argparse.Namespace, runs: Sequence[Arm], all_runs: Sequence[Ar
         after = {"dependency": f"afterany:{jobs[0].job_id.split('_')[0]}"}
     one_core = {"nodes": 1, "ntasks_per_node": 1, "gpus_per_node": None, **after}
     executor = cluster_jobs.executor(args, f"{name} report", folder, **one_core)
-    command = cluster_jobs.SubmittedCommand((*_words(args), "--report-only"))
+    command = cluster_jobs.SubmittedCommand(tuple(_report_words(args)))
     with cluster_jobs.refusals():
         job = executor.submit(command)
     log.info(f"report: job {job.job_id}, after all runs; the same command submits what is missing")
@@ -263,7 +269,9 @@ def arguments() -> argparse.Namespace:
     args.output_dir = args.output_dir or Path("outputs") / Path(args.cfg).stem
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
-    if args.executor == cluster_jobs.SLURM and not args.job:
+    if args.executor == cluster_jobs.LOCAL:
+        cluster_jobs.refuse_options(args)
+    elif not args.job:
         cluster_jobs.check_options(args)
     if "RANK" in os.environ and (args.jobs > 1 or args.executor == cluster_jobs.SLURM):
         raise UserError(

@@ -20,9 +20,9 @@ from vidrobust import config
 from vidrobust.cli import cluster_jobs, common
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.methods import require_branch
+from vidrobust.utils.child_commands import last_line
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
-from vidrobust.utils.text import visible
 
 if TYPE_CHECKING:
     import submitit
@@ -104,9 +104,10 @@ def _run_here(
         job.wait()
         raise
     if not all(job.task(rank).paths.result_pickle.is_file() for rank in range(job.num_tasks)):
+        reason = last_line(job.task(0).paths.stderr, "submitit ")
         raise UserError(
-            f"job {job.job_id} has not finished: {_last_line(job)}; log: {job.paths.stderr}; the"
-            " same command continues"
+            f"job {job.job_id} has not finished: {reason}; log: {job.paths.stderr}; the same"
+            " command continues"
         )
     log.info(f"finished: {out}")
 
@@ -125,10 +126,3 @@ def _stopped_by_this_process() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _last_line(job: "submitit.Job[None]") -> str:
-    """Return the last line on stderr of a job's first rank that is not one of submitit's."""
-    lines = (job.task(0).stderr() or "").splitlines()
-    own = [line for line in lines if line.strip() and not line.startswith("submitit ")]
-    return visible(own[-1]) if own else "its log is empty"

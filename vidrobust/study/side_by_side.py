@@ -1,7 +1,6 @@
 """Run the runs of a study side by side on this machine, each in a process with its own cores."""
 
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from vidrobust.utils.readable import duration
 from vidrobust.utils.threads import available_cores
 
 _POLL_S = 0.2
-_TAIL = 1 << 14  # bytes at the end of a log that are read
-_START_OF_ERROR = re.compile(r"\[[^\]]*\] E |error: ")
 
 
 @dataclass(frozen=True)
@@ -173,8 +170,8 @@ def _start_ready(waiting: Sequence[Arm], pool: _Pool, problems: dict[Path, str])
             left.append(run)
         else:
             pool.start(run)
-    if left and not pool.running:
-        # runs that need each other: the first one reports what is missing
+    if len(left) == len(waiting) and left and not pool.running:
+        # nothing has started or failed, so that these runs need each other; the first reports it
         pool.start(left.pop(0))
     return left
 
@@ -184,16 +181,7 @@ def _problem(job: _Job) -> str:
     status = job.process.returncode
     if status == 0 and is_finished(job.run):
         return ""
-    reason = _last_line(job.log)
+    reason = child_commands.last_line(job.log)
     if status < 0:
         reason = f"its process was killed by signal {-status}, by a person or for memory"
     return f"{job.run.label}: {reason}; its log: {job.log}"
-
-
-def _last_line(path: Path) -> str:
-    """Return the last line of a log, without what precedes an error."""
-    with open(path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    written = [line for line in lines if line.strip()]
-    return _START_OF_ERROR.sub("", written[-1], count=1) if written else "it has written nothing"

@@ -5,6 +5,7 @@ This file imports only the standard library, because tools use it before they im
 
 import os
 import re
+import zlib
 from collections.abc import MutableMapping
 
 # Slurm gives numbers from here on to the steps of shells: batch scripts, interactive ones
@@ -37,10 +38,19 @@ def adopt_slurm_ranks(env: MutableMapping[str, str] = os.environ) -> None:
     # task 0 runs on the first node; srun itself may run elsewhere (SLURM_LAUNCH_NODE_IPADDR)
     address = first_node(nodes) if env.get("SLURM_STEP_NUM_NODES") != "1" else "127.0.0.1"
     env.setdefault("MASTER_ADDR", address or env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    env.setdefault("MASTER_PORT", str(_PORTS[(job * 7 + step) % len(_PORTS)]))
+    env.setdefault("MASTER_PORT", str(port_of(f"{job}.{step}")))
     env["RANK"] = str(rank)
     env["LOCAL_RANK"] = str(local_rank)
     env["WORLD_SIZE"] = str(tasks)
+
+
+def port_of(name: str) -> int:
+    """Return the port at which the ranks of a job meet.
+
+    Args:
+        name: of the job, or of its step; others have other ports, but for rare collisions.
+    """
+    return _PORTS[zlib.crc32(name.encode()) % len(_PORTS)]
 
 
 def started_by_srun() -> bool:
