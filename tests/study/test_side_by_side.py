@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 from argparse import Namespace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +20,10 @@ from tests.utils.test_stopping import session, wait_until
 from vidrobust import checkpoint, config
 from vidrobust.cli import cluster_jobs, study
 from vidrobust.study import Arm, side_by_side
+from vidrobust.study.run import require_same
 from vidrobust.study.side_by_side import run_side_by_side
 from vidrobust.utils import child_commands
+from vidrobust.utils.errors import UserError
 from vidrobust.utils.stopping import EXIT_STOPPED, StopAsked
 
 
@@ -303,3 +307,18 @@ def test_the_runs_of_a_study_that_ends_write_their_state_and_end(place, number):
     finally:
         if session(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_seeds_of_one_study_compute_in_one_precision(tmp_path):
+    """With train.amp=auto, channels_last decides on a CPU whether a run computes in bf16."""
+    for amp, result in (
+        ("auto", pytest.raises(UserError, match="channels_last")),
+        ("fp32", nullcontext()),
+    ):
+        before = config.loads("", ["train.channels_last=false", f"train.amp={amp}"])
+        folder = tmp_path / amp
+        folder.mkdir()
+        (folder / "config.yaml").write_text(config.to_yaml(before))
+        after = replace(before, train=replace(before.train, channels_last="true"))
+        with result:
+            require_same(Arm("d", "a", 0, after, folder, ()))

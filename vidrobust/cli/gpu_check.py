@@ -4,8 +4,8 @@
 
 It writes one JSON file, after each measurement: training steps of four networks with each switch,
 steps against an attack, transfer of clips, views on the device, PGD-20 beside a bare loop and other
-libraries, as a CUDA graph, and of 500 clips. --small does the same with small networks in a minute
-on a CPU.
+libraries, as a CUDA graph, and of 500 clips. --small does the same with small networks, also on a
+CPU, where compilation takes minutes.
 """
 
 import argparse

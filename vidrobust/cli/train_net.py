@@ -123,7 +123,8 @@ def _continue_after_restart(args: argparse.Namespace, out: Path) -> None:
     elif state == "begun" and args.resume != "":
         args.overwrite = True
     if state:
-        log.warning(f"restarted by torchrun: {out} continues from its last checkpoint")
+        what = "continues from its last" if state == "saved" else "begins again: it has no"
+        log.warning(f"restarted by torchrun: {out} {what} checkpoint")
 
 
 def _replay(args: argparse.Namespace) -> None:

@@ -320,7 +320,14 @@ class _ReadingChild:
     def read(
         self, memory: np.ndarray, start: int | None, record: Record, epoch: int, index: int
     ) -> Sample | Failure:
-        """Return the sample of a record, with its clips in `memory`; see `ClipDataset._read`.
+        """Return the sample of a record, with its clips in `memory`.
+
+        Args:
+            memory: see `ClipDataset._read`.
+            start: see `ClipDataset._sample`.
+            record: the video.
+            epoch: epoch of the run.
+            index: index of the record.
 
         Raises:
             ChildDied: the call took too long, or ended the process.

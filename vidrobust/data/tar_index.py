@@ -208,7 +208,7 @@ def _mapped(archive: str, size: int, mtime_ns: int) -> TarIndex:
             continue
         header = _header(content)
         if header and (header.get("size"), header.get("mtime_ns")) == (size, mtime_ns):
-            # a damaged header may lack a key, or count more members than the file holds
+            # a damaged header may have no such key, or count more members than the file holds
             with contextlib.suppress(LookupError, ValueError, TypeError):
                 return TarIndex(archive, header, content[_BLOCK:])
     raise ArchiveError("the archive has no index, or has changed since it was made; start again")

@@ -30,7 +30,6 @@ _FREE = (
     "train.checkpoint_every=",
     "train.log_every=",
     "train.shown_clips=",
-    "train.channels_last=",
     "eval.embeddings=",
     "device=",
 )
@@ -56,6 +55,9 @@ def require_same(arm: Arm, remedy: str = "set --output-dir") -> None:
     # Under another eval.name the evaluation is another one, and may have other options.
     free = _FREE if existing.eval.name == arm.cfg.eval.name else (*_FREE, "eval.")
     asked = arm.cfg
+    # With amp=auto the order of memory also decides the precision, otherwise rounding alone.
+    if asked.train.amp != "auto":
+        free = (*free, "train.channels_last=")
     if Path(asked.model.weights).exists():
         asked = with_weights_options(asked)
     changed = [line for line in config.differences(existing, asked) if not line.startswith(free)]

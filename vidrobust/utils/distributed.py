@@ -47,10 +47,12 @@ from vidrobust.utils.start_watch import (
     reason_of_early_end,
 )
 from vidrobust.utils.stopping import EXIT_STOPPED, end_with_parent
+from vidrobust.utils.text import visible
 
 HOW_TO_CONTINUE = (
     "files written so far are kept; run the same command again to continue, train_net with --resume"
 )
+_MOST_RANKS = 1_000_000
 _CAUSE_WAIT_S = 3.0  # seconds to wait until a rank that has ended reports why
 
 
@@ -83,7 +85,7 @@ def start(device: str) -> torch.device:
 
 
 def _require_variables(device: str) -> None:
-    """Raise UserError if the variables of a rank are incomplete."""
+    """Raise UserError if the variables of a rank are incomplete, or not numbers that fit."""
     names = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
     if device == "cuda":
         names.append("LOCAL_RANK")
@@ -93,6 +95,19 @@ def _require_variables(device: str) -> None:
             f"RANK={os.environ['RANK']}, but {', '.join(missing)} not set: set"
             f" {', '.join(names)} on each rank, or none of them in a single process"
         )
+    count = _variable("WORLD_SIZE", 1, _MOST_RANKS)
+    _variable("RANK", 0, count - 1)
+    _variable("MASTER_PORT", 1, 65_535)
+    if device == "cuda":
+        _variable("LOCAL_RANK", 0, count - 1)
+
+
+def _variable(name: str, first: int, last: int) -> int:
+    """Return a variable of the environment that must be a whole number in a range."""
+    text = os.environ[name]
+    if not text.isdecimal() or not first <= int(text) <= last:
+        raise UserError(f"{name}={visible(text)}: must be a whole number from {first} to {last}")
+    return int(text)
 
 
 def _local_gpu() -> int:
@@ -265,7 +280,8 @@ def _claim(message: str) -> bool | None:
     """Return whether this rank is the first to report; None if there is no shared store."""
     if _ranks.watch is not None and _ranks.watch.told:
         return False
-    with suppress(RuntimeError, ValueError, KeyError, TimeoutError):
+    # OverflowError: of a port above 65,535
+    with suppress(RuntimeError, ValueError, KeyError, OverflowError, TimeoutError):
         if _ranks.store is None:
             _ranks.early_store = _ranks.early_store or store_before_meeting()
         store = _ranks.early_store or _living_store()
@@ -310,10 +326,10 @@ def report_lost_rank() -> None:
 
 def _is_lower_rank_alive() -> bool:
     """Return whether a rank with a lower number has not ended: one on this machine, or rank 0."""
-    number = int(os.environ.get("RANK", 0))
     watch = _ranks.watch
     if watch is None:
         return False
+    number = int(os.environ.get("RANK", 0))
     # a rank that stops or has failed still reports, unless it has let this one know that it did
     gone = watch.left | {other for other, how in watch.lost.items() if how in (HUNG, DIED)}
     for other, (host, pid) in enumerate(_ranks.processes[:number]):
