@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from tests.methods.helpers import TINY
+from vidrobust import config
 from vidrobust.config import EvalConfig, ModelConfig
+from vidrobust.evaluation.results import identify
 from vidrobust.models import build_backbone, build_model, fast_passes
 from vidrobust.models.backbone import Backbone, BackboneParts
 from vidrobust.models.fast_passes import arrange_passes, multiplies_bf16, to_measure
@@ -121,3 +123,27 @@ def test_a_model_measured_in_bf16_gives_float32_near_those_of_fp32(head, frames)
         assert found["bf16"].dtype == torch.float32
         error = (found["bf16"] - found["fp32"]).norm() / found["fp32"].norm()
         assert 1e-5 < error < largest
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "machine_has_it", "expected"),
+    [
+        ("auto", "cpu", False, "fp32"),
+        ("auto", "cpu", True, "auto"),  # the network decides, on each such machine alike
+        ("auto", "cuda", True, "bf16"),
+        ("auto", "cuda", False, "fp32"),
+        ("bf16", "cpu", False, "bf16"),
+        ("fp32", "cuda", True, "fp32"),
+    ],
+)
+def test_an_evaluation_goes_on_in_one_precision_only(
+    monkeypatch, asked, device, machine_has_it, expected
+):
+    """Its identity holds these options, so that another precision is another evaluation."""
+    monkeypatch.setattr(fast_passes, "multiplies_bf16", lambda: machine_has_it)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: machine_has_it)
+    cfg = config.loads("", [f"eval.amp={asked}"])
+    resolved = fast_passes.with_amp_of_machine(cfg, torch.device(device))
+    assert resolved.eval.amp == expected
+    identities = [identify(c, "w", [], [], []) for c in (resolved, cfg)]
+    assert (identities[0] == identities[1]) == (expected == asked)

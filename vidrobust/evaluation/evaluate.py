@@ -119,7 +119,7 @@ from vidrobust.evaluation.summary import (
 )
 from vidrobust.models import AttentiveHead, Model, outputs_of
 from vidrobust.models.complexity import model_complexity
-from vidrobust.models.fast_passes import to_measure
+from vidrobust.models.fast_passes import to_measure, with_amp_of_machine
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, evenly, extract
 from vidrobust.models.stages import PooledStages, require_stages
@@ -316,6 +316,7 @@ def _evaluate(
         only_estimate: see `evaluate`.
     """
     device = distributed.start(cfg.device)
+    cfg = with_amp_of_machine(cfg, device)
 
     # 1. Refuse what does not fit, before anything is written
     attack = check_suite(cfg)

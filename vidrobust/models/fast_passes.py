@@ -1,5 +1,6 @@
 """Choose the order of weights in memory and the precision that a network computes fastest in."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def arrange_passes(
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return sound and multiplies_bf16()
+
+
+def with_amp_of_machine(cfg: config.Config, device: torch.device) -> config.Config:
+    """Return a configuration whose eval.amp does not depend on the machine.
+
+    Results in one precision then never count as those of an evaluation in another one.
+
+    Args:
+        cfg: with eval.amp=auto, this becomes "bf16" on a GPU that has it, and "fp32" on machines
+            without; on other CPUs the network decides, and "auto" stays.
+        device: where the network computes.
+    """
+    if cfg.eval.amp != "auto":
+        return cfg
+    if device.type == "cuda":
+        amp = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    else:
+        amp = "auto" if multiplies_bf16() else "fp32"
+    return replace(cfg, eval=replace(cfg.eval, amp=amp))
 
 
 def to_measure(model: Model, device: torch.device, options: config.EvalConfig) -> Model:

@@ -25,7 +25,7 @@ from vidrobust.evaluation.representation.feature_files import (
     write_feature_file,
 )
 from vidrobust.models import Backbone, Model
-from vidrobust.models.fast_passes import to_measure
+from vidrobust.models.fast_passes import to_measure, with_amp_of_machine
 from vidrobust.models.feature_store import DiskStore
 from vidrobust.models.inference import compute_outputs, evaluation_mode, log_notes
 from vidrobust.models.stages import stage_names, stage_tokens
@@ -340,8 +340,9 @@ def _load(
     for source in sources:
         seed_everything(source.cfg.seed, source.cfg.deterministic)
         model, weights = source.load(len(classes))
-        model = to_measure(model, device, source.cfg.eval)
-        meta = _describe(source.cfg, weights, records, classes, split, per_video=settings.per_video)
+        cfg = with_amp_of_machine(source.cfg, device)
+        model = to_measure(model, device, cfg.eval)
+        meta = _describe(cfg, weights, records, classes, split, per_video=settings.per_video)
         with evaluation_mode(model, branch=source.cfg.eval.branch):
             extractors.append(_extractor(source, model.backbone, settings, device))
         outputs += _outputs(source, meta, extractors[-1], settings)
