@@ -208,7 +208,7 @@ def _mapped(archive: str, size: int, mtime_ns: int) -> TarIndex:
             continue
         header = _header(content)
         if header and (header.get("size"), header.get("mtime_ns")) == (size, mtime_ns):
-            # a damaged header may lack a key, or count more members than the file holds
+            # a damaged header may have no such key, or count more members than the file holds
             with contextlib.suppress(LookupError, ValueError, TypeError):
                 return TarIndex(archive, header, content[_BLOCK:])
     raise ArchiveError("the archive has no index, or has changed since it was made; start again")
@@ -301,7 +301,7 @@ def _read_headers(archive: str, size: int) -> tuple[dict[str, tuple[int, int]], 
             members[name] = info.offset_data, info.size
         elif info.isdir():
             members[name] = 0, _FOLDER
-        elif place is not None:
+        elif place is not None and place[1] != _FOLDER:
             members[name] = place
         elif link is not None:
             links[name] = link
