@@ -321,6 +321,8 @@ def test_links_to_members_are_resolved(tmp_path):
     with tarfile.open(archive, "a") as tar:
         for name, kind, target in (
             ("a/later", tarfile.LNKTYPE, "b/none"),
+            ("f", tarfile.DIRTYPE, ""),
+            ("a/folder", tarfile.LNKTYPE, "f"),
             ("a/hard", tarfile.LNKTYPE, "a/one"),
             ("b/soft", tarfile.SYMTYPE, "../a/hard"),
             ("b/lost", tarfile.SYMTYPE, "/etc/passwd"),
@@ -332,7 +334,7 @@ def test_links_to_members_are_resolved(tmp_path):
             tar.addfile(info)
     index = require_index(archive)
     assert index.find("a/hard").offset == index.find("b/soft").offset == index.find("a/one").offset
-    assert index.left_out[0] == 3
+    assert index.left_out[0] == 4
 
 
 def test_a_hard_link_has_the_content_that_its_target_had(tmp_path):

@@ -487,6 +487,23 @@ def test_micro_batches_that_do_not_divide_the_batch_are_refused(ucf, tmp_path, w
     assert not any((tmp_path / "run").iterdir())
 
 
+def test_a_batch_of_prime_size_is_not_offered_micro_batches_of_one_clip():
+    cfg = config.loads("", tiny())
+    train = dataclasses.replace(cfg.train, batch_size=5, micro_batch=3)
+    with pytest.raises(UserError, match="5 videos; set 0 for the whole batch"):
+        arrange(build_method(cfg, 2), train)
+
+
+def test_micro_batches_of_one_clip_are_allowed_where_only_heads_have_batch_norms():
+    cfg = config.loads("", tiny())
+    method = build_method(cfg, 2)
+    method.projector_norm = torch.nn.BatchNorm1d(4)
+    method.model.backbone = Backbone(BackboneParts(torch.nn.Flatten(), 8, (0.0,) * 3, (1.0,) * 3))
+    method.model.head = torch.nn.Linear(8, 2)  # has parameters, so that it has a device
+    arrange(method, dataclasses.replace(cfg.train, micro_batch=1))
+    assert method.model.backbone.micro_batch == 1
+
+
 def test_a_network_without_blocks_cannot_compute_them_again():
     cfg = config.loads("", tiny())
     method = build_method(cfg, 2)

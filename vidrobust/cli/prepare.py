@@ -21,7 +21,8 @@ texture  writes a texture for each file, synthesized from two of its patches, th
          random one, for data.twins
 split    writes train.txt, val.txt and test.txt for a folder of classes, for data.name=list; every
          class has the same fractions, and the files are not read
-pack     writes all files below data.root into one tar archive, for data.archive; the same files
+pack     writes the files below data.root, but for hidden ones and archives, into one tar archive
+         for data.archive; the same files
          always give the same bytes
 """
 

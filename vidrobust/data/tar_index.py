@@ -301,7 +301,7 @@ def _read_headers(archive: str, size: int) -> tuple[dict[str, tuple[int, int]], 
             members[name] = info.offset_data, info.size
         elif info.isdir():
             members[name] = 0, _FOLDER
-        elif place is not None:
+        elif place is not None and place[1] != _FOLDER:
             members[name] = place
         elif link is not None:
             links[name] = link

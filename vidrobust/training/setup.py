@@ -171,12 +171,16 @@ def _save_memory(method: Method, cfg: config.TrainConfig) -> None:
         share = cfg.batch_size // distributed.world()
         if share % size:
             of_rank = " of a rank" if distributed.world() > 1 else ""
+            best = _largest_divisor(share, size)
+            remedy = f"{best}, or 0" if best > 1 else "0"  # 1 suits few networks, see below
             raise UserError(
                 f"train.micro_batch={size} does not divide the batch{of_rank}, {share} videos; set"
-                f" {_largest_divisor(share, size)}, or 0 for the whole batch"
+                f" {remedy} for the whole batch"
             )
-        # one clip gives a batch norm no variance where a stage ends with a single place
-        if size == 1 and any(isinstance(module, _BatchNorm) for module in method.modules()):
+        # One clip gives a batch norm no variance where a stage ends with a single place. Heads
+        # receive the whole batch.
+        norms = (isinstance(module, _BatchNorm) for module in method.model.backbone.modules())
+        if size == 1 and any(norms):
             raise UserError(
                 "train.micro_batch=1: batch norms need two clips at a time; set at least 2, or 0"
                 " for the whole batch"
