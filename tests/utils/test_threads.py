@@ -1,9 +1,10 @@
 import os
+import socket
 
 import pytest
 import torch
 
-from vidrobust.utils import threads
+from vidrobust.utils import distributed, threads
 from vidrobust.utils.threads import available_cores, loads_seldom, use_threads
 
 
@@ -31,17 +32,14 @@ def test_cores_are_those_of_the_mask_and_of_the_quota(tmp_path, monkeypatch, fil
 
 @pytest.mark.parametrize(
     ("cores", "workers", "ranks", "expected"),
-    [(2, 1, None, 1), (2, 0, None, 2), (2, 2, None, 1), (16, 2, None, 14), (16, 2, "4", 2)],
+    [(2, 1, 1, 1), (2, 0, 1, 2), (2, 2, 1, 1), (16, 2, 1, 14), (16, 2, 4, 2)],
 )
 def test_a_core_is_left_to_each_loading_process(monkeypatch, cores, workers, ranks, expected):
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(threads, "available_cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    if ranks:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-    use_threads(workers)
+    use_threads(workers, ranks=ranks)
     assert chosen == [expected]
 
 
@@ -69,10 +67,30 @@ def test_large_networks_need_no_core_for_loading(flops, videos, frames, seldom):
 
 def test_seldom_loading_leaves_all_cores_to_torch(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(threads, "available_cores", lambda: 4)
     set_to = []
     monkeypatch.setattr(threads.torch, "set_num_threads", set_to.append)
     use_threads(3)
     use_threads(3, seldom=True)
     assert set_to == [1, 4]
+
+
+def test_ranks_bound_to_cores_of_their_own_do_not_share_them(monkeypatch):
+    """Slurm binds ranks to cores; those of torchrun have the launcher's mask."""
+    masks = {0: {0, 1}, 10: {0, 1}, 11: {2, 3}, 12: {1, 2}}
+
+    def mask(pid):
+        if pid not in masks:
+            raise ProcessLookupError
+        return masks[pid]
+
+    monkeypatch.setattr(os, "sched_getaffinity", mask)
+    host = socket.gethostname()
+    for processes, expected in (
+        ([], 1),
+        ([(host, 10), (host, 11)], 1),
+        ([(host, 10), (host, 11), (host, 12), ("elsewhere", 10)], 2),
+        ([(host, 10), (host, 99)], 2),  # one that has just ended counts
+    ):
+        monkeypatch.setattr(distributed._ranks, "processes", processes)
+        assert distributed.ranks_on_these_cores() == expected

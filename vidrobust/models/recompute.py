@@ -38,7 +38,8 @@ def recomputed(network: nn.Module, forward: Callable[..., Any], *inputs: Any) ->
     """Return forward(*inputs), and compute it again in the backward pass (Chen et al. 2016).
 
     Random numbers are the same again, and so are modes and norm branches, whatever they are by
-    then. Running statistics are not updated a second time.
+    then. Running statistics are not updated a second time. Those that norms in evaluation mode use
+    must not change before the backward pass, without recomputation as well as with it.
 
     Args:
         network: the module whose mode and norm branch `forward` depends on.

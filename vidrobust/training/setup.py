@@ -106,7 +106,8 @@ def _choose_threads(cfg: config.Config, method: Method, complexity: Complexity) 
     videos = cfg.train.batch_size // distributed.world()
     # a backward pass costs two forward ones
     seldom = loads_seldom(3 * method.views * videos * flops, videos, cfg.data.frames)
-    use_threads(cfg.data.workers, seldom=seldom)
+    ranks = distributed.ranks_on_these_cores()
+    use_threads(cfg.data.workers, ranks=ranks, seldom=seldom)
 
 
 def total_steps(cfg: config.Config, videos: int) -> int:

@@ -306,6 +306,25 @@ def main_ends() -> None:
         _ranks.watch.main_ends()
 
 
+def ranks_on_these_cores() -> int:
+    """Return how many ranks share the cores of this process, this rank included.
+
+    Launchers differ: torchrun's ranks all have the affinity mask of the launcher, while Slurm may
+    bind each rank to cores of its own. So masks are compared, not variables.
+    """
+    here = [pid for host, pid in _ranks.processes if host == socket.gethostname()]
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return max(1, len(here))
+    cores = os.sched_getaffinity(0)
+    count = 0
+    for pid in here:
+        theirs = cores
+        with suppress(OSError):  # it has ended
+            theirs = os.sched_getaffinity(pid)
+        count += not cores.isdisjoint(theirs)
+    return max(1, count)
+
+
 def is_one_of_several() -> bool:
     """Return whether this process waits for other ranks, or works with them."""
     return world() > 1 or _ranks.store is not None

@@ -14,6 +14,7 @@ import torch
 import torchvision
 
 from vidrobust import __version__
+from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import read_json
 
 ENVIRONMENT_FILE = "environment.json"  # in the folder of an evaluation
@@ -44,7 +45,7 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+        "world_size": distributed.world(),
     }
 
 

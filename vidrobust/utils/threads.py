@@ -63,7 +63,7 @@ def loads_seldom(flops: float, videos: int, frames: int) -> bool:
     return loading < _SELDOM * flops / _FLOPS_PER_S
 
 
-def use_threads(workers: int, *, seldom: bool = False) -> int:
+def use_threads(workers: int, *, ranks: int = 1, seldom: bool = False) -> int:
     """Leave a core to each loading process, and return how many threads torch computes with.
 
     Threads wait for each other, so that two threads and a busy loading process on two cores are
@@ -71,10 +71,10 @@ def use_threads(workers: int, *, seldom: bool = False) -> int:
 
     Args:
         workers: loading processes of this rank.
+        ranks: how many ranks share the cores of this process, this one included.
         seldom: they take little time of a step, so that torch computes with all cores.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         left = 0 if seldom else workers
         torch.set_num_threads(max(1, available_cores() // ranks - left))
     return torch.get_num_threads()
