@@ -119,12 +119,13 @@ class StartWatch:
                 self._ranks[connection] = _UNKNOWN
         for connection in list(self._ranks):
             pid, user = _credentials(connection)
-            is_open = self._read(connection)
-            if is_open and user == os.getuid():
+            # any user of the machine can connect; nothing of others is read
+            is_of_this_user = user == os.getuid()
+            if is_of_this_user and self._read(connection):
                 continue
             rank = self._ranks.pop(connection)
             connection.close()
-            if self._ended_rank == _UNKNOWN and user == os.getuid():
+            if self._ended_rank == _UNKNOWN and is_of_this_user:
                 self._ended_rank = rank
                 self._ended_pid = pid
                 self._ended_at = time.monotonic()
@@ -140,7 +141,7 @@ class StartWatch:
                 continue
             if content == _TOLD:
                 self._told = True
-            elif content:
+            elif content.isdigit():
                 self._ranks[connection] = int(content)
             else:
                 return False
