@@ -517,7 +517,8 @@ def test_a_run_and_its_replay_compute_with_the_same_threads(ucf, tmp_path, monke
     """Both are set up by `build_run`."""
     chosen = []
     monkeypatch.setattr(
-        "vidrobust.training.setup.use_threads", lambda workers, seldom: chosen.append(workers)
+        "vidrobust.training.setup.use_threads",
+        lambda workers, ranks, seldom: chosen.append((workers, ranks)),
     )
     build_run(tiny_config(ucf, "data.workers=3"), tmp_path, torch.device("cpu"), None)
-    assert chosen == [3]
+    assert chosen == [(3, 1)]

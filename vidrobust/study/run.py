@@ -55,8 +55,9 @@ def require_same(arm: Arm, remedy: str = "set --output-dir") -> None:
     # Under another eval.name the evaluation is another one, and may have other options.
     free = _FREE if existing.eval.name == arm.cfg.eval.name else (*_FREE, "eval.")
     asked = arm.cfg
-    # With amp=auto the order of memory also decides the precision, otherwise rounding alone.
-    if asked.train.amp != "auto":
+    # With amp=auto an order of memory that is asked for also decides the precision, else rounding
+    # alone. Runs that began with an earlier default may go on.
+    if asked.train.amp != "auto" or asked.train.channels_last == "auto":
         free = (*free, "train.channels_last=")
     if Path(asked.model.weights).exists():
         asked = with_weights_options(asked)

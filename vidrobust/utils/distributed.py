@@ -280,8 +280,7 @@ def _claim(message: str) -> bool | None:
     """Return whether this rank is the first to report; None if there is no shared store."""
     if _ranks.watch is not None and _ranks.watch.told:
         return False
-    # OverflowError: of a port above 65,535
-    with suppress(RuntimeError, ValueError, KeyError, OverflowError, TimeoutError):
+    with suppress(RuntimeError, ValueError, KeyError, TimeoutError):
         if _ranks.store is None:
             _ranks.early_store = _ranks.early_store or store_before_meeting()
         store = _ranks.early_store or _living_store()
