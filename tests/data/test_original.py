@@ -1,5 +1,9 @@
 """The first clip before augmentation, which some methods use in addition to their views."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
@@ -141,3 +145,21 @@ def test_a_texture_is_shifted_as_its_source_is():
 def test_a_shift_of_the_whole_crop_is_refused(option):
     with pytest.raises(UserError, match=f"augment.{option}=32: must be less than data.size=32"):
         config.loads("", [f"augment.{option}=32", "data.size=32", "data.short_side=32"])
+
+
+def test_threads_that_read_at_the_same_time_do_not_mix_their_frames(records):
+    """Boxes of a sample wait in memory that is used again for the next one."""
+    here = replace(CFG, timeout_s=0)  # not in a child process
+    dataset = train_dataset(here, AugmentConfig(), records, clips=3, seed=3)
+    keys = [(epoch, index) for epoch in range(20) for index in range(len(records))]
+    expected = [dataset[key]["clips"] for key in keys]
+    rooms = set()
+
+    def read(key):
+        rooms.add(clip_reader._waiting_room().ctypes.data)
+        return dataset[key]["clips"]
+
+    with ThreadPoolExecutor(2, initializer=Barrier(2).wait) as threads:
+        found = list(threads.map(read, keys))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert clip_reader._waiting_room().ctypes.data not in rooms

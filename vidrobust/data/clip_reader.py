@@ -1,10 +1,10 @@
 """Read one sample: decode, crop, resize and corrupt the clips of a video."""
 
 import copy
-import functools
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +23,7 @@ from vidrobust.views import AugmentSpec, ViewDraw, crops_along, draw_view, faded
 
 # Bytes of crops that wait to be resized: 16 frames of 8K video would be 1.6 GB.
 _WAITING_BYTES = 2**25
+_of_thread = threading.local()  # threads that read at the same time must not share such memory
 
 Sample = dict[str, Any]
 
@@ -270,8 +271,9 @@ def _take_views(
     first = next(frames)
     height, width = first.shape[:2]
     draws = draw(height, width)
-    share = _waiting_room().size // len(draws)
-    rooms = _waiting_room()[: share * len(draws)].reshape(len(draws), share)
+    room = _waiting_room()
+    share = len(room) // len(draws)
+    rooms = room[: share * len(draws)].reshape(len(draws), share)
     # not strict: `out` may have one more place, for the twin
     boxes = [
         _Boxes(draw, clip, room, interpolation)
@@ -286,13 +288,14 @@ def _take_views(
     return draws, (height, width)
 
 
-@functools.cache
 def _waiting_room() -> np.ndarray:
-    """Return memory (_WAITING_BYTES,) for boxes, which lasts as long as the process.
+    """Return memory (_WAITING_BYTES,) for boxes, which lasts as long as the thread.
 
     Its pages are there already; the system would have to clear new ones for each sample.
     """
-    return np.empty(_WAITING_BYTES, np.uint8)
+    if not hasattr(_of_thread, "room"):
+        _of_thread.room = np.empty(_WAITING_BYTES, np.uint8)
+    return _of_thread.room
 
 
 class _Boxes:

@@ -47,9 +47,7 @@ def arrange_passes(
         sound = on_cpu and compute_as_2d(network) == 0
     if amp != "auto":
         return amp == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return sound and multiplies_bf16()
+    return (sound or device.type == "cuda") and _has_bf16(device)
 
 
 def with_amp_of_machine(cfg: config.Config, device: torch.device) -> config.Config:
@@ -64,11 +62,15 @@ def with_amp_of_machine(cfg: config.Config, device: torch.device) -> config.Conf
     """
     if cfg.eval.amp != "auto":
         return cfg
-    if device.type == "cuda":
-        amp = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    else:
-        amp = "auto" if multiplies_bf16() else "fp32"
+    amp = "fp32"
+    if _has_bf16(device):
+        amp = "bf16" if device.type == "cuda" else "auto"
     return replace(cfg, eval=replace(cfg.eval, amp=amp))
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Return whether a GPU, or the CPU, multiplies bf16 matrices."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else multiplies_bf16()
 
 
 def to_measure(model: Model, device: torch.device, options: config.EvalConfig) -> Model:

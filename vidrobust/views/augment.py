@@ -290,7 +290,7 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     sector += 6 * shift
     # channel c is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (offset of c + sector) mod 6
     k = x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1, 1) + sector
-    k -= 6 * (k / 6).floor_()  # torch.remainder takes six times as long on a CPU
+    k -= 6 * (k / 6).floor_()  # torch.remainder takes several times as long on a CPU
     return (value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)).clamp_(0, 1)
 
 
