@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ from vidrobust.data import (
 from vidrobust.data.batch_slots import BatchSlots, InSlot
 from vidrobust.data.loader import worker_deaths
 from vidrobust.data.records import Record
+from vidrobust.views import make_views, to_float
 
 CFG = DataConfig(frames=2, stride=3, short_side=32, size=24, workers=1)
 
@@ -60,7 +63,7 @@ def test_a_process_that_is_forked_later_frees_no_slot():
     slots = BatchSlots(1, 100, 10)
     slot = slots.take(0, 100)
     slot.bytes[:6] = 7
-    clips = slots.clips(InSlot(slot.number, (2, 3)))
+    clips = slots.tensor(InSlot(slot.number, (2, 3)))
     pid = os.fork()
     if not pid:
         del clips
@@ -71,6 +74,43 @@ def test_a_process_that_is_forked_later_frees_no_slot():
     del clips
     assert slots.take(0, 100).number == slot.number
     assert len({slot.start, *(other.start for other in others)}) == 4
+
+
+def test_a_slot_is_free_when_all_of_its_tensors_are_gone():
+    slots = BatchSlots(1, 4000, 10)
+    slot = slots.take(0, 4000)
+    slot.bytes[:7] = np.arange(7)
+    place = slots.add(slot, np.arange(12, dtype=np.float32).reshape(3, 4), used=7)
+    clips, views = slots.tensor(InSlot(slot.number, (7,))), slots.tensor(place)
+    assert views.dtype == torch.float32 and views.data_ptr() % 64 == 0
+    assert torch.equal(views, torch.arange(12.0).view(3, 4)) and clips.tolist() == [*range(7)]
+    assert [slots.take(0, 1) is None for _ in range(4)] == [False] * 3 + [True]
+    del clips
+    assert slots.take(0, 1) is None and views[2, 3] == 11
+    del views
+    assert slots.take(0, 1).number == slot.number
+
+
+@pytest.mark.parametrize("timeout_s", [0, 60])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_bring_their_views(ucf, tmp_path, workers, timeout_s):
+    """Those of step 2 have fewer videos, as one does not decode, and those of step 3 have none."""
+    good, _ = ucf101(ucf, "train", 1)
+    bad = [Record(str(i), str(tmp_path / f"{i}.avi"), 0) for i in range(3)]
+    cfg = replace(CFG, timeout_s=timeout_s)
+    options = {"solarize": 0.5, "motion": 0.5}
+    dataset = train_dataset(cfg, AugmentConfig(**options), [*bad, *good], 2, 7, views=True)
+    dataset.replace = False
+    keys = [[(epoch, i) for i in range(3, 6)] for epoch in range(6)]
+    keys[2][1] = (0, 0)
+    keys[3] = [(0, 0), (0, 1)]
+    batches = list(batch_loader(dataset, keys, workers))
+    assert [len(batch.clips) for batch in batches] == [3, 3, 2, 0, 3, 3]
+    assert batches[3].views is None
+    for batch in batches[:3] + batches[4:]:
+        assert torch.equal(batch.views, make_views(batch.clips, batch.draws))
+        assert not torch.equal(batch.views, to_float(batch.clips))
+        assert batch.views.dtype == torch.float32
 
 
 def test_workers_do_not_take_each_others_slots():
@@ -113,6 +153,7 @@ def test_an_exception_in_a_worker_is_not_reported_as_a_death(ucf):
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import TrainBatches, batch_loader, train_dataset, ucf101

@@ -1,4 +1,4 @@
-"""Memory in which worker processes leave the clips of batches, so that these are written once.
+"""Memory in which worker processes leave the pixels of batches, so that these are written once.
 
 It is no file of /dev/shm, which has only 64 MB in containers.
 """
@@ -17,12 +17,13 @@ from vidrobust.data.isolation import SharedMemory
 # Batches of one worker under way: two that it prepares, the one in the training step, and one that
 # is still referred to when the next one has come. A slot that was never used takes no memory.
 _SLOTS = 4
+_ALIGNED = 64  # bytes; where a second tensor of a slot may begin, as torch aligns its own
 _PAGE = 4096  # bytes; a slot begins on a page
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Hold the memory for the clips of one batch.
+    """Hold the memory for one batch.
 
     Attributes:
         number: its number.
@@ -37,19 +38,23 @@ class Slot:
 
 @dataclass(frozen=True)
 class InSlot:
-    """Say where the clips of a batch are; it travels in their place.
+    """Say where a tensor of a batch is; it travels in its place.
 
     Attributes:
         number: number of the slot.
-        shape: shape of the clips.
+        shape: shape of the tensor.
+        start: where in the slot it begins, in bytes.
+        dtype: NumPy's name of its type.
     """
 
     number: int
     shape: tuple[int, ...]
+    start: int = 0
+    dtype: str = "uint8"
 
 
 class BatchSlots:
-    """Slots for the clips of batches, each used again when nothing refers to its clips any more.
+    """Slots for batches, each used again when nothing refers to its tensors any more.
 
     Make it before the workers are forked. Each worker has slots of its own, so that two never take
     the same one.
@@ -87,6 +92,22 @@ class BatchSlots:
         """Let a slot be taken again."""
         self._taken.bytes[number] = 0
 
+    def add(self, slot: Slot, tensor: np.ndarray, used: int) -> InSlot:
+        """Copy one more tensor into a slot that was taken.
+
+        Args:
+            slot: the slot; it is free again when all of its tensors are gone.
+            tensor: any array.
+            used: bytes at the beginning of the slot that are in use.
+
+        Returns:
+            Where it is.
+        """
+        place = InSlot(slot.number, tensor.shape, room(used), tensor.dtype.name)
+        self._array(place)[...] = tensor
+        self._taken.bytes[slot.number] += 1
+        return place
+
     def _start(self, number: int) -> int:
         return number * self._slot
 
@@ -97,21 +118,32 @@ class BatchSlots:
         """Return where in the memory a worker has room for one sample beside its slots."""
         return self._spare + worker * self._sample
 
-    def clips(self, place: InSlot) -> Tensor:
-        """Return the clips in a slot; it is free again when no tensor shows them.
+    def tensor(self, place: InSlot) -> Tensor:
+        """Return a tensor in a slot, which is free again when nothing shows its tensors.
 
-        Call it once for each batch, in the process that receives the batches.
+        Call it once for each tensor of a batch, in the process that receives the batches.
 
         Args:
-            place: the slot, and the shape of the clips.
+            place: where the tensor is.
         """
-        array = self._bytes(place.number)[: prod(place.shape)].reshape(place.shape)
+        array = self._array(place)
         # A torch storage refers to this very array, whichever tensors show it.
-        weakref.finalize(array, _freed, self._taken.bytes, place.number, os.getpid()).atexit = False
+        weakref.finalize(array, _gone, self._taken.bytes, place.number, os.getpid()).atexit = False
         return torch.from_numpy(array)
 
+    def _array(self, place: InSlot) -> np.ndarray:
+        """Return a new array that shows a tensor in its slot."""
+        dtype = np.dtype(place.dtype)
+        end = place.start + prod(place.shape) * dtype.itemsize
+        return self._bytes(place.number)[place.start : end].view(dtype).reshape(place.shape)
 
-def _freed(taken: np.ndarray, number: int, owner: int) -> None:
-    """Free a slot whose clips are gone, but not for a copy of them in a process forked later."""
+
+def room(size: int) -> int:
+    """Return the bytes that a tensor takes in a slot before the next one may begin."""
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _gone(taken: np.ndarray, number: int, owner: int) -> None:
+    """Count a tensor that is gone from its slot, but not a copy in a process forked later."""
     if os.getpid() == owner:
-        taken[number] = 0
+        taken[number] -= 1

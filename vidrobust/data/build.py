@@ -290,6 +290,7 @@ def train_dataset(  # noqa: PLR0913  (public function, whose signature stays)
     original: bool = False,
     twins: bool = False,
     numbers: int = 0,
+    views: bool = False,
 ) -> ClipDataset:
     """Return random, augmented clips; a video that does not decode is replaced by another one.
 
@@ -304,6 +305,7 @@ def train_dataset(  # noqa: PLR0913  (public function, whose signature stays)
             evaluation, flipped at random and shifted by up to augment.original_shift.
         twins: whether the texture twin of the first clip, from data.twins, is added.
         numbers: random numbers per video from which negatives are made.
+        views: whether batches bring their views; see `ClipDataset`.
 
     Returns:
         A ClipDataset over the records.
@@ -332,6 +334,7 @@ def train_dataset(  # noqa: PLR0913  (public function, whose signature stays)
         backend=cfg.backend,
         timeout_s=cfg.timeout_s,
         replace=True,
+        views=views,
         corrupt=corrupt,
         fade=epochs if augment.fade else 0,
         original=original_view,

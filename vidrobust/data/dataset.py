@@ -13,8 +13,8 @@ import itertools
 import os
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from vidrobust.corruptions import Corrupt
-from vidrobust.data.batch_slots import BatchSlots, InSlot, Slot
+from vidrobust.data.batch_slots import BatchSlots, InSlot, Slot, room
 from vidrobust.data.clip_reader import ClipReader, Sample
 from vidrobust.data.decoding.images import in_memory
 from vidrobust.data.isolation import Child, ChildDied, SharedMemory, start_nursery
@@ -34,11 +34,12 @@ from vidrobust.data.sampling import ASSUMED_FPS, ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.seeds import SeedStream
-from vidrobust.views import AugmentSpec
+from vidrobust.views import AugmentSpec, make_views
 
 Key = tuple[int, int]  # epoch, index
 # After this many bad videos in a row the fault is not in the videos, and the failure is returned.
 _REPLACEMENTS = 100
+_FLOAT_BYTES = 4  # of a number of a view, whose clips have one byte
 
 
 @dataclass
@@ -47,6 +48,8 @@ class Batch:
 
     Attributes:
         clips: (B, V, T, H, W, 3) uint8; `to_float` converts them on the device.
+        views: (B, V, 3, T, H, W) float32 in [0, 1], what `make_views` makes of the clips; None: the
+            device is to make them.
         draws: (B, V, DRAW_COLUMNS) float32, random parameters of the views, for `apply_draws`.
         numbers: (B, n) float32, random numbers in [0, 1) for `negatives`.
         labels: (B,) int64 class labels.
@@ -63,6 +66,7 @@ class Batch:
     """
 
     clips: Tensor
+    views: Tensor | None
     draws: Tensor
     numbers: Tensor
     labels: Tensor
@@ -91,6 +95,7 @@ class ClipDataset(Dataset):
             process, without a time limit.
         replace: whether a video that fails is replaced by another one, chosen at random from (seed,
             epoch, index), and reported in "replaced".
+        views: whether batches bring their views, so that the workers make them.
         corrupt: see `ClipReader`, and also for fade, original, twins, numbers and crops.
     """
 
@@ -105,6 +110,7 @@ class ClipDataset(Dataset):
         backend: str = "auto",
         timeout_s: float = 0.0,
         replace: bool = False,
+        views: bool = False,
         corrupt: Corrupt | None = None,
         fade: int = 0,
         original: AugmentSpec | None = None,
@@ -133,9 +139,10 @@ class ClipDataset(Dataset):
         )
         self.timeout_s = timeout_s
         self.replace = replace
+        self.views = views
         # One row per worker: the id of its process, and the index of the record that it reads.
         self.reading = torch.full((0, 2), -1)
-        # Where a worker leaves the clips of its batches; the loader sets it while it forks them.
+        # Where a worker leaves the pixels of its batches; the loader sets it while it forks them.
         self.slots: BatchSlots | None = None
         self._child: _ReadingChild | None = None
         # Videos that ended a child process: they are not tried again.
@@ -212,10 +219,10 @@ class ClipDataset(Dataset):
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Return the batch of some keys.
 
-        In a worker, its clips are in a slot, unless all are taken.
+        In a worker, its pixels are in a slot, unless all are taken.
         """
         size = self.reader.bytes
-        slot = self._take_slot(len(keys) * size)
+        slot = self._take_slot(self.batch_bytes(len(keys)))
         memory = np.empty(len(keys) * size, np.uint8) if slot is None else slot.bytes
         samples: list[Sample | Failure] = []
         end = 0  # of the clips so far; a failure leaves no gap
@@ -224,12 +231,15 @@ class ClipDataset(Dataset):
             sample = self._sample(key, memory[end : end + size], start)
             samples.append(sample)
             end += size * isinstance(sample, dict)
-        shape = (end // size, *self.reader.shape)
-        if slot is not None and end:
-            return collate(samples, InSlot(slot.number, shape))
-        if slot is not None and self.slots is not None:
-            self.slots.free(slot.number)
-        return collate(samples, torch.from_numpy(memory[:end].reshape(shape)))
+        batch = collate(samples, torch.from_numpy(memory[:end].reshape(-1, *self.reader.shape)))
+        if self.views and end:
+            batch.views = make_views(batch.clips, batch.draws)
+        return batch if slot is None or self.slots is None else _in_slot(batch, slot, self.slots)
+
+    def batch_bytes(self, videos: int) -> int:
+        """Return the room that the pixels of a batch take, in bytes."""
+        clips = videos * self.reader.bytes
+        return room(clips) + clips * _FLOAT_BYTES if self.views else clips
 
     def _take_slot(self, size: int) -> Slot | None:
         """Return a slot for a batch of some bytes; None outside of workers, or if none is free."""
@@ -340,6 +350,24 @@ class _ReadingChild:
         return sample
 
 
+def _in_slot(batch: Batch, slot: Slot, slots: BatchSlots) -> Batch:
+    """Return a batch that says where in its slot its pixels are.
+
+    Args:
+        batch: its clips are at the beginning of the slot.
+        slot: the slot, which is freed if the batch is empty.
+        slots: all slots.
+    """
+    if not len(batch.clips):
+        slots.free(slot.number)
+        return batch
+    # `BatchLoader` replaces the places by the tensors before anyone sees the batch
+    places: dict[str, Any] = {"clips": InSlot(slot.number, tuple(batch.clips.shape))}
+    if batch.views is not None:
+        places["views"] = slots.add(slot, batch.views.numpy(), used=batch.clips.numel())
+    return replace(batch, **places)
+
+
 class _Packed(Sequence[Record]):
     """Records as one array of bytes.
 
@@ -364,19 +392,19 @@ class _Packed(Sequence[Record]):
         return pickle.loads(self.bytes[start : self.ends[index]].tobytes())
 
 
-def collate(samples: list[Sample | Failure], clips: Tensor | InSlot) -> Batch:
-    """Return the Batch of some samples and failures; with failures only, B = 0.
+def collate(samples: list[Sample | Failure], clips: Tensor) -> Batch:
+    """Return the Batch of some samples and failures, without views; with failures only, B = 0.
 
     Args:
         samples: samples and Failures of a ClipDataset.
-        clips: the clips of the samples, or where they are.
+        clips: the clips of the samples.
     """
     failed = [s for s in samples if isinstance(s, Failure)]
     good = [s for s in samples if not isinstance(s, Failure)]
 
     return Batch(
-        # `BatchLoader` replaces an InSlot by the clips before anyone sees the batch
-        clips=cast(Tensor, clips),
+        clips=clips,
+        views=None,
         draws=_stacked(good, "draws"),
         numbers=_stacked(good, "numbers"),
         labels=torch.tensor([s["label"] for s in good], dtype=torch.long),
@@ -487,7 +515,7 @@ def batch_loader(
     if dataset.timeout_s:
         start_nursery()  # before the workers are forked, so that they share it
     size = dataset.reader.bytes
-    largest = len(next(iter(batches), [])) * size  # the last batch may be smaller
+    largest = dataset.batch_bytes(len(next(iter(batches), [])))  # the last batch may be smaller
     return BatchLoader(
         dataset,
         make_slots=functools.partial(BatchSlots, workers, largest, size) if largest else None,

@@ -41,13 +41,13 @@ class Reads(Protocol):
 class BatchLoader(DataLoader):
     """A DataLoader whose workers leave stop signals to their owner and end with it.
 
-    Clips of batches travel in `BatchSlots`, which need no /dev/shm (Docker gives 64 MB), and all
+    Pixels of batches travel in `BatchSlots`, which need no /dev/shm (Docker gives 64 MB), and all
     else through pipes.
 
     Args:
         dataset: as in DataLoader, but it joins the samples of a batch itself (`__getitems__`).
         make_slots: makes the slots for the batches of an iteration, which become `dataset.slots`;
-            None: clips travel through pipes as well.
+            None: pixels travel through pipes as well.
         options: further options of DataLoader.
     """
 
@@ -82,9 +82,9 @@ def _as_arrays(batch: Any) -> Any:
 
 
 def _as_tensors(batch: Any, slots: BatchSlots | None) -> Any:
-    """Return a batch with its arrays turned into tensors, and with the clips in its slot."""
+    """Return a batch with its arrays turned into tensors, and with the pixels in its slot."""
     batch = _changed(batch, np.ndarray, torch.from_numpy)
-    return batch if slots is None else _changed(batch, InSlot, slots.clips)
+    return batch if slots is None else _changed(batch, InSlot, slots.tensor)
 
 
 def _changed(value: Any, kind: type, change: Any) -> Any:

@@ -84,7 +84,7 @@ def build_run(
         _make_pseudo_labels(cfg, method, records, device)
 
     # Data, optimizer, and what follows the weights
-    dataset = _training_clips(cfg, records, method, total, negatives, twins=twins)
+    dataset = _training_clips(cfg, records, method, device, total, negatives, twins=twins)
     optimizer = build_optimizer(method, cfg.optim, method.model.backbone)
     run = TrainingRun(cfg, out, device, records, dataset, method, optimizer, 0, total, bf16)
     run.negatives = negatives
@@ -321,6 +321,7 @@ def _training_clips(
     cfg: config.Config,
     records: list[Record],
     method: Method,
+    device: torch.device,
     total: int,
     negatives: NegativeSpec,
     *,
@@ -332,6 +333,7 @@ def _training_clips(
         cfg: the configuration.
         records: training videos.
         method: says how many views it takes.
+        device: where it computes.
         total: steps of the whole run.
         negatives: non-semantic negatives, for which the data set brings random numbers.
         twins: it also brings texture twins.
@@ -348,6 +350,8 @@ def _training_clips(
         original=method.original,
         twins=twins,
         numbers=count_numbers(negatives, cfg.data.frames, size, size),
+        # a CPU that trains leaves the views to its loading processes
+        views=device.type == "cpu" and cfg.data.workers > 0,
     )
 
 

@@ -12,7 +12,7 @@ from vidrobust.training.optim import learning_rate, set_rate
 from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
 from vidrobust.utils.phases import phase
-from vidrobust.views import apply_draws, negatives, to_float
+from vidrobust.views import make_views, negatives
 
 
 class StepInputs(NamedTuple):
@@ -57,10 +57,11 @@ def begin_step(run: TrainingRun, step: int, batch: Batch) -> tuple[StepInputs, f
         The inputs of the method, and the learning rate.
     """
     with phase("transfer"):
-        clips = to_float(batch.clips.to(run.device))
+        pixels = batch.clips if batch.views is None else batch.views
+        pixels = pixels.to(run.device)
         ids, labels = batch.index.to(run.device), batch.labels.to(run.device)
     with phase("views"):
-        views = apply_draws(clips.flatten(0, 1), batch.draws.flatten(0, 1)).view(clips.shape)
+        views = make_views(pixels, batch.draws) if batch.views is None else pixels
         views = _with_negatives(views, run, batch, warn=run.main and step == run.start)
     if step % run.per_epoch == 0:
         run.method.start_epoch()

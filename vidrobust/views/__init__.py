@@ -8,6 +8,7 @@ from vidrobust.views.augment import (
     crops_along,
     draw_view,
     faded,
+    make_views,
     to_float,
 )
 from vidrobust.views.negatives import (
@@ -31,6 +32,7 @@ __all__ = [
     "draw_numbers",
     "draw_view",
     "faded",
+    "make_views",
     "negatives",
     "require_room",
     "to_float",

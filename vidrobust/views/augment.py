@@ -1,9 +1,9 @@
 """Augment clips: one set of random parameters per clip, shared by its frames.
 
-The work is divided. The loader's worker crops and resizes a view, on uint8. The device flips and
-changes colours, for a whole batch of float clips, by parameters that the worker has sampled. A view
-therefore depends only on the generator that sampled it: not on where its halves run, nor on the
-other clips of its batch.
+The work is divided. The loader's worker crops and resizes a view, on uint8. Flips and changes of
+colour follow for a whole batch of float clips, by parameters that the worker has sampled: on a GPU,
+or in the worker if there is none. A view therefore depends only on the generator that sampled it:
+not on where its halves run, nor on the other clips of its batch.
 """
 
 import math
@@ -184,6 +184,20 @@ def to_float(clips: Tensor) -> Tensor:
     uint8 (..., T, H, W, 3) becomes float32 (..., 3, T, H, W) in [0, 1].
     """
     return clips.movedim(-1, -4).float().div_(255).contiguous()
+
+
+def make_views(clips: Tensor, draws: Tensor) -> Tensor:
+    """Return the views of a batch, where its clips are.
+
+    Args:
+        clips: (B, V, T, H, W, 3) uint8.
+        draws: (B, V, DRAW_COLUMNS).
+
+    Returns:
+        (B, V, 3, T, H, W) float32 in [0, 1].
+    """
+    x = to_float(clips)
+    return apply_draws(x.flatten(0, 1), draws.flatten(0, 1)).view(x.shape)
 
 
 @torch.no_grad()
