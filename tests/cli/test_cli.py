@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -537,6 +538,38 @@ def test_the_console_script_runs_the_same_commands(tmp_path):
         [*run, "--version"], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert done.stdout.startswith("vidrobust 0.")
+
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# prints MiB of a tensor of 64 MiB that are in pages of 2 MiB
+_TENSOR_OF_A_TOOL = """
+import sys
+from vidrobust.cli.entry import run_tool
+sys.argv = ["train_net.py", "--help"]
+try:
+    run_tool("train_net")
+except SystemExit:
+    pass
+import torch
+x = torch.ones(2**24)
+huge = [line.split()[1] for line in open("/proc/self/smaps") if line.startswith("AnonHuge")]
+print(sum(map(int, huge)) // 2**10)
+"""
+
+
+@pytest.mark.skipif(
+    not _HUGE_PAGES.is_file() or "[never]" in _HUGE_PAGES.read_text(),
+    reason="this system has no huge pages",
+)
+@pytest.mark.parametrize(("told", "huge"), [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, False)])
+def test_large_tensors_of_tools_are_in_huge_pages_unless_told_otherwise(told, huge):
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    env.pop("THP_MEM_ALLOC_ENABLE", None)  # the tests' own tools have set it
+    done = subprocess.run(
+        [sys.executable, "-c", _TENSOR_OF_A_TOOL], env=env | told, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout.split()[-1]) >= 60) == (huge or "[always]" in _HUGE_PAGES.read_text())
 
 
 def test_an_unknown_config_name_is_refused_with_a_suggestion(place):
