@@ -264,7 +264,7 @@ def test_accuracies_are_those_of_the_videos_that_decode(tmp_path):
 
 
 def test_a_run_of_autolora_that_diverges_says_so(ucf, tmp_path):
-    with pytest.raises(NonFinite, match="at step [123]; batch: "):
+    with pytest.raises(NonFinite, match="at step [123]; .* batch: "):
         train_state(tiny_config(ucf, *lora("optim.lr=1e30")), tmp_path)
 
 

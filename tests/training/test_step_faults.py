@@ -254,7 +254,7 @@ def test_a_run_on_a_full_disk_ends_with_one_line(ucf, tmp_path):
     if done is None:
         pytest.skip("this system permits no mount")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.count("No space left on device; free some") == 1, done.stderr
+    assert done.stderr.count("No space left on device; make room") == 1, done.stderr
     assert "last.pt" in done.stdout and "partial" not in done.stdout
 
 

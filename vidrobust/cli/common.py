@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import os
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vidrobust.utils import versions
+from vidrobust.utils.atomic_files import NO_ROOM
 
 # An old package would make one of the following imports fail with an error that does not name it.
 if _old := versions.too_old():
@@ -88,6 +88,7 @@ def parser(description: str, commands: tuple[str, ...] = ()) -> argparse.Argumen
         commands: names of the tool's commands; () for a tool without.
     """
     result = argparse.ArgumentParser(
+        allow_abbrev=False,
         description=description,
         epilog=config.help_text(_names()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -384,7 +385,7 @@ def find_resume(asked: str | None, out: Path) -> tuple[Path | None, bool]:
             _require_unstarted(out)
             if is_main():
                 print(
-                    f"--resume: no checkpoint in {visible(out)} yet, starting at step 0",
+                    f"warning: --resume: no checkpoint in {visible(out)} yet, starting at step 0",
                     file=sys.stderr,
                 )
             return None, True
@@ -511,8 +512,8 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 def _os_reason(error: OSError) -> str:
     """Return an operating-system error as one line with the file's name."""
     reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason += "; free some space, then run the same command again, train_net with --resume"
+    if error.errno in NO_ROOM:
+        reason += "; make room, then run the same command again, train_net with --resume"
     return f"{error.filename}: {reason}" if error.filename else reason
 
 

@@ -22,7 +22,9 @@ from vidrobust.utils.readable import percent, with_interval
 def main() -> None:
     """Print the comparison of two evaluations, or write it."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "folders", nargs=2, type=Path, metavar="FOLDER", help="folder of an evaluation"

@@ -361,7 +361,9 @@ def documents() -> list[Path]:
 def main() -> None:
     """Write every generated part that is out of date; with --check, list them and exit with 1."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; status 1 if out of date"

@@ -20,7 +20,9 @@ from vidrobust.utils.logging import start_logging
 def main() -> None:
     """Run all measurements."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")

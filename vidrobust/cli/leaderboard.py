@@ -18,7 +18,9 @@ from vidrobust.utils.logging import log, start_logging
 def main() -> None:
     """Write leaderboard.html and leaderboard.md."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "places",

@@ -223,7 +223,9 @@ def mutate(out: Path, places: int, seed: int, jobs: int) -> list[Planted]:
 def main() -> None:
     """Make changes, and print those that no test detected."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--output-dir", type=Path, required=True, help="folder for copies and results"

@@ -33,7 +33,9 @@ from vidrobust.cli.soak_runs import SIZES, soak_kills, soak_size
 def main() -> None:
     """Run one of the stress tests; the exit status is 1 if it fails."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=("size", "kills", "epochs"))
     parser.add_argument("overrides", nargs="*", help="epochs: options as key=value")

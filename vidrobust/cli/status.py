@@ -26,7 +26,9 @@ _CLEAR = "\x1b[H\x1b[2J"  # moves a terminal's cursor to the top, and clears the
 def main() -> None:
     """Print the status of what is in some folders, once or again and again."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER", help="searched at any depth (outputs)"

@@ -107,7 +107,7 @@ def _run_here(
         reason = last_line(job.task(0).paths.stderr, "submitit ")
         raise UserError(
             f"job {job.job_id} has not finished: {reason}; log: {job.paths.stderr}; the same"
-            " command continues"
+            " command continues (on this machine, submitit starts a job at most six times)"
         )
     log.info(f"finished: {out}")
 

@@ -33,6 +33,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from vidrobust.utils.errors import UserError
 from vidrobust.utils.stopping import STOP_SIGNALS, end_with_parent, held_stop_signals
 
 Job = TypeVar("Job")
@@ -334,7 +335,14 @@ def _shared_file(size: int) -> int:
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"no {size / 2**20:.0f} MiB of memory for loading processes ({error.strerror}): raise"
+            " `ulimit -f`, or lower data.workers or the batch size"
+        ) from None
     return descriptor
 
 

@@ -355,6 +355,7 @@ def _infos(archive: str, size: int) -> Iterator[tarfile.TarInfo]:
         UserError: it is cut short or damaged, or not an archive.
     """
     last = "its beginning"
+    end = 0  # of the members so far
     try:
         with tarfile.open(archive, "r:", encoding="utf-8", errors="surrogateescape") as tar:
             while (info := tar.next()) is not None:
@@ -372,7 +373,7 @@ def _infos(archive: str, size: int) -> Iterator[tarfile.TarInfo]:
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
         raise UserError(
             f"data.archive={archive}: is not a tar archive, or is damaged or cut short after {last}"
-            f" ({error}); {_AGAIN}"
+            f", at byte {end} ({error}); {_AGAIN}"
         ) from None
     # tarfile takes any header that it cannot read for the end. A real end is a block of zeros, and
     # nothing but a few more follow it: a lost stretch, or a copy that was cut short, has others.

@@ -17,6 +17,8 @@ from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
+_NAMED = 3  # videos of a batch in a message
+
 
 class Stopped(Exception):
     """A stop signal has ended the run, and a checkpoint is written."""
@@ -125,9 +127,15 @@ def refuse_non_finite(
         )
     last_good = checkpoint.newest_step(run.out / "checkpoints") or "none yet"
     raise NonFinite(
-        f"{event} at step {step}; batch: {', '.join(batch.uids)}; last good checkpoint: "
-        f"{last_good}; {remedy}; `train_net.py --replay {run.out}` names the module"
+        f"{event} at step {step}; {remedy}; `train_net.py --replay {run.out}` names the module;"
+        f" last good checkpoint: {last_good}; batch: {_some_names(batch.uids)}"
     )
+
+
+def _some_names(uids: list[str]) -> str:
+    """Return the first names of a batch, and how many more there are; metrics.jsonl has all."""
+    more = len(uids) - _NAMED
+    return ", ".join(uids[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _write_event(run: TrainingRun, step: int, event: str, batch: Batch) -> None:

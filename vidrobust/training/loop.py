@@ -1,10 +1,10 @@
 """The training loop."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vidrobust import checkpoint, config
@@ -31,6 +31,7 @@ from vidrobust.training.step_guard import StepGuard
 from vidrobust.training.training_run import TrainingRun
 from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils import distributed
+from vidrobust.utils.atomic_files import NO_ROOM
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 from vidrobust.utils.phases import phase
@@ -105,11 +106,20 @@ def _log_start(run: TrainingRun) -> None:
     cost = parameters_text(size) + (f", {flops}" if flops else "")
     log.info(
         f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone}"
-        f" ({cost}) on {run.device} in {'bf16' if run.bf16 else 'fp32'}, steps {run.start} to"
-        f" {run.total}"
+        f" ({cost}) on {_computing_with(run)}, steps {run.start} to {run.total}"
     )
     for note in run.notes:
         log.warning(note)
+
+
+def _computing_with(run: TrainingRun) -> str:
+    """Return device, precision, ranks and threads, on which the rounding depends."""
+    text = f"{run.device} in {'bf16' if run.bf16 else 'fp32'}"
+    if distributed.world() > 1:
+        text += f", {distributed.world()} ranks"
+    if run.device.type == "cpu":
+        text += f", threads: {torch.get_num_threads()}"
+    return text
 
 
 def _steps(run: TrainingRun, stop_signals: list[int]) -> None:
@@ -121,7 +131,7 @@ def _steps(run: TrainingRun, stop_signals: list[int]) -> None:
         # a second Ctrl-C must end at once; NonFinite has saved the state, or it cannot be saved
         raise
     except Exception as error:
-        disk_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        disk_full = getattr(error, "errno", None) in NO_ROOM
         path = None if disk_full else save_completed_steps(run, guard)
         if path:
             log.warning(

@@ -66,8 +66,8 @@ def restore(run: TrainingRun, path: Path) -> None:
     if before != run.bf16:
         names = ["fp32", "bf16"]
         run.notes.append(
-            f"{path} was trained in {names[before]}, and the run goes on in {names[run.bf16]}; set"
-            f" train.amp={names[before]} to go on as before"
+            f"{path} was trained in {names[before]}, and this computes in {names[run.bf16]};"
+            f" train.amp={names[before]} is as before"
         )
     ranks = int(state.get("ranks", distributed.world()))
     if ranks != distributed.world():
@@ -78,8 +78,7 @@ def restore(run: TrainingRun, path: Path) -> None:
         )
     if changed:
         run.notes.append(
-            "resuming with options that differ from the checkpoint's, in brackets: "
-            f"{', '.join(changed)}"
+            f"options that differ from the checkpoint's, in brackets: {', '.join(changed)}"
         )
 
 

@@ -1,5 +1,6 @@
 """Write files atomically, read rows, and lock folders."""
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,8 @@ from vidrobust.utils.errors import UserError
 # struct flock of fcntl.h, and the place of its process id; the order differs on macOS
 _FLOCK, _PID_PLACE = ("qqihh", 2) if sys.platform == "darwin" else ("hhqqi", 4)
 _TYPE_PLACE = 3 if sys.platform == "darwin" else 0
+# a full disk, a quota, and a limit on the size of files
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager

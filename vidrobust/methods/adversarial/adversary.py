@@ -1,5 +1,6 @@
 """Adversary: make adversarial views in training."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -228,7 +229,8 @@ class Adversary(nn.Module):
         if threat in self._checked_effect:
             return
         self._checked_effect.add(threat)
-        if not float(norm) or torch.equal(x_adv, x):
+        # a gradient that is not finite is no masked one; the step is refused with its cause
+        if math.isfinite(float(norm)) and (not float(norm) or torch.equal(x_adv, x)):
             log.warning(
                 f"the first attack ({threat}) changes nothing: the gradient of the attacked loss"
                 f" has norm {float(norm):.3g}; start at random points"
