@@ -346,3 +346,35 @@ def test_a_stop_signal_in_a_destructor_is_not_lost():
         for number in STOP_SIGNALS:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)
+
+
+# a process whose parent was killed before it asked to end with it
+_LATE_CHILD = """
+import os, signal, threading, time
+from vidrobust.utils.stopping import end_with_parent
+
+def fork():
+    parent = os.getpid()
+    if os.fork():
+        os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    end_with_parent()
+    time.sleep(60)
+
+if not os.fork():
+    {call}
+time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize(
+    "call", ["fork()", "thread = threading.Thread(target=fork); thread.start(); thread.join()"]
+)
+def test_a_process_whose_parent_ended_right_after_the_fork_ends(call):
+    began = time.monotonic()
+    # it holds the pipe as long as it lives
+    done = subprocess.run(
+        [sys.executable, "-c", _LATE_CHILD.format(call=call)], cwd=REPO, stdout=PIPE, timeout=30
+    )
+    assert done.returncode == 0 and time.monotonic() - began < 15

@@ -157,7 +157,8 @@ def end_with_parent(number: int = signal.SIGKILL) -> None:
     Args:
         number: the signal.
     """
-    parent = os.getppid()
+    # A parent that ended right after the fork is not the parent any more.
+    parent = _forked_from or os.getppid()
     # The kernel sends its death signal when the forking *thread* ends. A process forked by another
     # thread than the main one polls its parent instead.
     if sys.platform == "linux" and _forked_by_main_thread and _set_death_signal(number):
@@ -168,15 +169,23 @@ def end_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 _forked_by_main_thread = True
+_forking = 0  # process that forks, as its child finds it
+_forked_from = 0  # process that has forked this one; 0 for a new program
 
 
-def _note_forking_thread() -> None:
-    global _forked_by_main_thread
+def _before_fork() -> None:
+    global _forked_by_main_thread, _forking
     _forked_by_main_thread = _in_main_thread()
+    _forking = os.getpid()
+
+
+def _after_fork() -> None:
+    global _forked_from
+    _forked_from = _forking
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_note_forking_thread)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 def _set_death_signal(number: int) -> bool:
