@@ -135,12 +135,17 @@ def _pids_by_rank(launcher):
     return pids
 
 
+_TRAIN = REPO / "tools/train_net.py"
+
+
 @pytest.fixture
 def start_two(place):
     """Start two ranks without torchrun: by plain variables, or by those of srun."""
     started = []
 
-    def begin(*words, names=("RANK", "WORLD_SIZE"), count=2, different=None, **env):
+    def begin(
+        *words, script=_TRAIN, names=("RANK", "WORLD_SIZE"), count=2, different=None, **env
+    ):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = str(server.getsockname()[1])
         for rank in range(2):
@@ -152,7 +157,7 @@ def start_two(place):
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
             }
-            command = [REPO / "tools/train_net.py", *words, *(different or {}).get(rank, [])]
+            command = [script, *words, *(different or {}).get(rank, [])]
             started.append(Process(command, cwd=place, env=variables, start_new_session=True))
         return started
 
@@ -160,6 +165,33 @@ def start_two(place):
     for process in started:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+_DIES_AT_MEETING = """
+import os, signal, torch.distributed
+from vidrobust.cli.entry import run_tool
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ["RANK"] == "{lost}":
+    torch.distributed.init_process_group = die
+run_tool("train_net")
+"""
+
+
+@pytest.mark.parametrize(("lost", "launcher"), [(0, True), (1, True), (1, False)])
+def test_a_rank_killed_while_the_group_is_made_is_reported_once(place, start_two, lost, launcher):
+    """The other waits for it in a call of torch, which holds its connection to the store."""
+    script = place / "dies.py"
+    script.write_text(_DIES_AT_MEETING.format(lost=lost))
+    if launcher:
+        done = run([*TWO_RANKS, script, *_train_words()], cwd=place, timeout=30)
+        status, errors = done.returncode, done.stderr
+    else:
+        statuses, errors = _ends(start_two(*_train_words(), script=script))
+        status = statuses[1 - lost]
+    assert status == 1 and len(re.findall(rf"rank {lost} \(process.* was killed", errors)) == 1, errors
 
 
 _ENDLESS = ("eval.enabled=false", "train.epochs=4000")

@@ -37,6 +37,7 @@ from vidrobust.utils.rank_store import (
     open_store,
     own_part,
     store_before_meeting,
+    store_for_reports,
     wait_for_all,
 )
 from vidrobust.utils.slurm_ranks import adopt_slurm_ranks, started_by_srun
@@ -121,18 +122,17 @@ def _join(backend: str) -> None:
     timeout = timedelta(minutes=30)
     limit_s = silence_limit_s()
     store, number, count = open_store()
-    _ranks.store = own_part(store)
-    meet(_ranks.store, count)
     _ranks.launch = launch_name(store)
-    _start_watch(number, count, limit_s)  # before anything that waits for others
-    # its own part of the store: another try has left the addresses of its ranks there
-    dist.init_process_group(
-        backend, store=_ranks.store, rank=number, world_size=count, timeout=timeout
-    )
-    _ranks.store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
+    # another try has left the addresses of its ranks in the whole store
+    store = own_part(store)
+    _ranks.store = own_part(store_for_reports())
+    meet(store, count)
+    _start_watch(store, number, count, limit_s)  # before anything that waits for others
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+    store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
     _gloo()  # created by all ranks together, so here
     # Read all now: without torchrun the store belongs to rank 0, and ends with it.
-    entries = [_ranks.store.get(f"process {other}").decode().split(" ") for other in range(count)]
+    entries = [store.get(f"process {other}").decode().split(" ") for other in range(count)]
     _ranks.processes = [(host, int(pid)) for host, pid in entries]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # as in cli/entry.py, for ranks of other programs
@@ -144,10 +144,11 @@ def _join(backend: str) -> None:
         )
 
 
-def _start_watch(number: int, count: int, limit_s: float) -> None:
+def _start_watch(store: Any, number: int, count: int, limit_s: float) -> None:
     """Let this rank and the others notice if one of them dies or hangs.
 
     Args:
+        store: what `own_part` returns.
         number: of this rank.
         count: number of ranks.
         limit_s: see `PeerWatch`.
@@ -156,13 +157,14 @@ def _start_watch(number: int, count: int, limit_s: float) -> None:
         return
     watch = PeerWatch(number, limit_s, report_lost_rank)
     if number == 0:
-        _ranks.store.set("watch", watch.listen())
-    else:
-        invitation = _ranks.store.get("watch").decode()
+        store.set("watch", watch.listen())
+    wait_for_all(store, count, "invited")  # get() would wait for a rank 0 that has ended
+    if number > 0:
+        invitation = store.get("watch").decode()
         _ranks.unwatched = watch.connect(invitation, os.environ["MASTER_ADDR"])
     _ranks.watch = watch
     # a rank that ended before would let the others wait for half an hour in what follows
-    wait_for_all(_ranks.store, count, "watched")
+    wait_for_all(store, count, "watched")
     end_start_watch()
 
 
@@ -232,7 +234,7 @@ class _Ranks:
     torchrun of torch 2.4.
 
     Attributes:
-        store: key-value store that all ranks can reach; None before they have met.
+        store: key-value store that all ranks can reach, for reports; None before they have met.
         early_store: the same, of a rank that ends before they have met.
         processes: (host, process id) of each rank.
         launch: see `launch`.

@@ -48,6 +48,7 @@ _PAUSED_S = 3.0  # a tick that took longer: this process was suspended
 _INTERRUPT_S = 2.0
 _END_S = 8.0
 _SAVE_S = 20.0  # the same, if the main thread writes its state
+_REPORT_S = 10.0  # for a report at most, which waits twice for a store that does not answer
 _LEAVE_S = 6.0  # from the farewell to the end of the process, unless it has finished its work
 _CONNECT_S = 20.0
 _LIMIT_VARIABLE = "VIDROBUST_SILENCE_S"
@@ -428,7 +429,7 @@ class PeerWatch:
             # the main thread waits for a rank that will not answer
             reporter = threading.Thread(target=self._report, daemon=True)
             reporter.start()
-            reporter.join(5)  # it may wait for a terminal, or a lock of the main thread
+            reporter.join(_REPORT_S)  # it may wait for a terminal, or a lock of the main thread
             os._exit(self.status())
 
     def status(self) -> int:

@@ -55,6 +55,8 @@ def _address() -> tuple[str, int]:
 def open_store() -> tuple[Any, int, int]:
     """Return (the store, number of this rank, number of ranks) from the environment.
 
+    The store is a connection. Another thread that asks it waits until it has answered the first.
+
     Raises:
         UserError: if rank 0 cannot be reached, or cannot open its port.
     """
@@ -65,17 +67,21 @@ def open_store() -> tuple[Any, int, int]:
         if not serves and not _is_reachable(_meeting().total_seconds()):
             _refuse_ended_rank()
             raise _not_met("nothing answers there")
-        if launcher_holds_store():
-            return next(dist.rendezvous("env://", timeout=_meeting()))
-        return _rank_0s_store(serves=serves), number, count
+        return _connection(serves=serves), number, count
     except (dist.DistError, ValueError) as error:
         raise _not_met((str(error).splitlines() or [""])[0].rstrip(".")) from None
 
 
-def _rank_0s_store(*, serves: bool) -> Any:
+def store_for_reports() -> Any:
+    """Return one more connection to the store, which never waits for what the main thread asks."""
+    return _connection(serves=False)
+
+
+def _connection(*, serves: bool, limit: timedelta | None = None) -> Any:
     address, port = _address()
+    limit = limit or _meeting()
     return dist.TCPStore(
-        address, port, None, serves, _meeting(), wait_for_workers=False, multi_tenant=True
+        address, port, None, serves, limit, wait_for_workers=False, multi_tenant=True
     )
 
 
@@ -166,8 +172,6 @@ def launch_name(store: Any) -> str:
     """
     if not launcher_holds_store():
         return ""
-    while isinstance(store, dist.PrefixStore):  # one per try
-        store = store.underlying_store
     return str(store.compare_set("vidrobust launch", "", secrets.token_hex(8)).decode())
 
 
@@ -221,16 +225,14 @@ def store_before_meeting() -> Any:
     if launcher_holds_store():
         if not _is_reachable(0):
             return None
-        address, port = _address()
-        limit = timedelta(seconds=_REFUSAL_S)
-        return own_part(dist.TCPStore(address, port, is_master=False, timeout=limit))
+        return own_part(_connection(serves=False, limit=timedelta(seconds=_REFUSAL_S)))
     names = ("RANK", "MASTER_ADDR", "MASTER_PORT")
     if not all(os.environ.get(name) for name in names) or int(os.environ["WORLD_SIZE"]) < 2:
         return None
     serves = os.environ["RANK"] == "0"
     if not serves and not _is_reachable(_REFUSAL_S):
         return None
-    store = own_part(_rank_0s_store(serves=serves))
+    store = own_part(_connection(serves=serves))
     store.add("asked", 1)
     return store
 
