@@ -347,7 +347,8 @@ def test_resume_from_another_run_continues_in_a_new_folder(place, tmp_path):
     )
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").touch()
-    assert "is in use" in _refused(tool(*words, "--output-dir", tmp_path / "full", cwd=place))
+    refusal = _refused(tool(*words, "--output-dir", tmp_path / "full", cwd=place))
+    assert "full holds other files; set --output-dir" in refusal
 
 
 def test_a_tool_as_a_process_gives_the_same_status_and_stderr(place):

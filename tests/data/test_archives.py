@@ -618,9 +618,22 @@ def test_the_command_packs_and_other_commands_read_loose_files(tmp_path):
         done = tool("prepare", command, *words, cwd=tmp_path)
         assert done.returncode == 1
         assert message in done.stderr
-    words = ["data.root=none", f"data.archive={tmp_path / 'x.tar'}", "--output", tmp_path / "m"]
+    words = ["data.root=none", f"data.archive={tmp_path / 'x.tar'}"]
     done = tool("prepare", "scan", *words, cwd=tmp_path)
-    assert "12 files, 0 bad" in done.stderr
+    assert f"12 files, 0 bad, 0 damaged but used: {tmp_path}/x.tar.manifest.jsonl" in done.stderr
+    assert (tmp_path / "x.tar.manifest.jsonl").is_file() and not (tmp_path / "none").exists()
+    (tmp_path / "two").mkdir()
+    for name in ("a", "b"):
+        part = tmp_path / "parts" / name / "videos" / "Alpha"
+        part.mkdir(parents=True)
+        (part / f"v_Alpha_g01_c0{'ab'.index(name) + 1}.avi").write_bytes(b"x")
+        _packed(tmp_path / "parts" / name, tmp_path / f"two/{name}.tar")
+    words = ["data.name=class_folder", "data.root=none", f"data.archive={tmp_path / 'two'}"]
+    done = tool("prepare", "scan", *words, cwd=tmp_path)
+    assert "2 archives, and no folder data.root=none for a manifest; set --output" in done.stderr
+    words = ["scan", f"data.root={root}", "--fractions=0.5,0.5,0"]
+    done = tool("prepare", *words, cwd=tmp_path)
+    assert "scan does not read --fractions, which is for split" in done.stderr
 
 
 def test_texture_twins_of_members_have_the_names_of_loose_files(tmp_path):

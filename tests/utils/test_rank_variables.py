@@ -30,6 +30,15 @@ def test_variables_that_are_not_numbers_in_their_range_are_refused(
         distributed.start("cpu")
 
 
+def test_a_number_of_ranks_without_the_number_of_this_one_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = "WORLD_SIZE=2, but RANK, MASTER_ADDR, MASTER_PORT not set: set RANK, WORLD_SIZE"
+    with pytest.raises(UserError, match=message):
+        distributed.start("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert distributed.start("cpu").type == "cpu"
+
+
 @pytest.mark.parametrize(("name", "value"), [("MASTER_PORT", "70000"), ("RANK", "x")])
 def test_a_refusal_is_reported_by_a_rank_that_has_not_met_the_others(monkeypatch, name, value):
     variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "5"}

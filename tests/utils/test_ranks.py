@@ -56,7 +56,7 @@ def _train_words(*words):
 def test_a_folder_in_use_is_refused_on_all_ranks_and_reported_once(place):
     (place / "out").mkdir()
     (place / "out/mine.txt").write_text("")
-    _refused_once(_ranks(place, *_train_words()), "output directory out is in use")
+    _refused_once(_ranks(place, *_train_words()), "output directory out holds other files")
 
 
 def test_a_wrong_evaluation_is_refused_on_all_ranks(place):
@@ -143,9 +143,7 @@ def start_two(place):
     """Start two ranks without torchrun: by plain variables, or by those of srun."""
     started = []
 
-    def begin(
-        *words, script=_TRAIN, names=("RANK", "WORLD_SIZE"), count=2, different=None, **env
-    ):
+    def begin(*words, script=_TRAIN, names=("RANK", "WORLD_SIZE"), count=2, different=None, **env):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = str(server.getsockname()[1])
         for rank in range(2):
@@ -191,7 +189,8 @@ def test_a_rank_killed_while_the_group_is_made_is_reported_once(place, start_two
     else:
         statuses, errors = _ends(start_two(*_train_words(), script=script))
         status = statuses[1 - lost]
-    assert status == 1 and len(re.findall(rf"rank {lost} \(process.* was killed", errors)) == 1, errors
+    reports = re.findall(rf"rank {lost} \(process.* was killed", errors)
+    assert status == 1 and len(reports) == 1, errors
 
 
 _ENDLESS = ("eval.enabled=false", "train.epochs=4000")

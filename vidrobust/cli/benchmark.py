@@ -158,7 +158,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--batches", default="64,128,256,512,1024", help="memory: videos per batch, N,N,..."
     )
-    args = parser.parse_intermixed_args()
+    args = common.parsed_command(parser, _COMMANDS)
     # a text that is not a number becomes 0, which is refused below
     args.samples = [int(count) if count.isdigit() else 0 for count in args.samples.split(",")]
     args.batches = [int(size) if size.isdigit() else 0 for size in args.batches.split(",")]

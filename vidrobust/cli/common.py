@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,32 @@ def parser(description: str, commands: tuple[str, ...] = ()) -> argparse.Argumen
         "--dry-run", action="store_true", help="print the resolved configuration and stop"
     )
     return result
+
+
+def parsed_command(
+    tool_parser: argparse.ArgumentParser, commands: Sequence[str]
+) -> argparse.Namespace:
+    """Parse the arguments of a tool with commands.
+
+    The help of an option that only some commands read begins with their names: "scan, pack: ...".
+
+    Args:
+        tool_parser: what `parser` returns, with the tool's options.
+        commands: the commands.
+
+    Raises:
+        UserError: for an option that the command does not read.
+    """
+    args = tool_parser.parse_intermixed_args()
+    given = {word.partition("=")[0] for word in sys.argv[1:]}
+    for action in tool_parser._actions:
+        readers = (action.help or "").partition(": ")[0].split(", ")
+        if not set(readers) <= set(commands) or args.command in readers:
+            continue
+        for name in given.intersection(action.option_strings):
+            others = ", ".join(readers)
+            raise UserError(f"{args.command} does not read {name}, which is for {others}")
+    return args
 
 
 _CHECKPOINT_HELP = "a run's folder or a checkpoint file"

@@ -13,7 +13,8 @@
     python datasets/prepare.py pack data.root=/path/to/ucf101 --output /path/to/ucf101.tar
 
 scan     decodes every file once, and writes <data.root>/manifest.jsonl, for data.manifest=FILE, and
-         manifest.jsonl.bad.txt, which lists bad files with reasons
+         manifest.jsonl.bad.txt, which lists bad files with reasons; of an archive without a folder
+         data.root, FILE.tar.manifest.jsonl beside it
 resize   re-encodes files, so that clips load faster
 corrupt  writes a data set per corruption and severity, such as <output>/fog/3; evaluations do not
          need them, because they corrupt on the fly
@@ -42,26 +43,28 @@ from vidrobust.data.prepare.texture_twins import KINDS
 from vidrobust.data.records import require_root
 from vidrobust.data.scan import notes
 from vidrobust.data.tar_index import require_index
+from vidrobust.data.tar_tree import find_archives
 from vidrobust.evaluation.natural.corruption import check_corruptions, without_effect
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 
 # Encoding of corrupted copies: high quality, so that the encoder itself changes little.
 _CORRUPTED = Encoding(short_side=256, codec="libx264", quality=10)
+_COMMANDS = ("scan", "resize", "corrupt", "texture", "split", "pack")
 _TEXTURE = Encoding(short_side=224, codec="libx264", quality=16, texture="moving")
 
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = common.parser(__doc__, ("scan", "resize", "corrupt", "texture", "split", "pack"))
+    parser = common.parser(__doc__, _COMMANDS)
     parser.add_argument(
         "--cfg", help="config file that names the data set, instead of data.name and data.root"
     )
     parser.add_argument(
         "--output",
         type=Path,
-        help="scan: the manifest; split: the folder of the lists (data.root); pack: the archive;"
-        " otherwise the folder of the copies",
+        help="the manifest that scan writes, the folder of the lists of split (data.root), the"
+        " archive of pack, or the folder of the copies",
     )
     parser.add_argument(
         "--workers",
@@ -118,7 +121,7 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="split, pack: replace lists, or the archive, that are there",
     )
-    return parser.parse_intermixed_args()
+    return common.parsed_command(parser, _COMMANDS)
 
 
 def main() -> None:
@@ -174,7 +177,7 @@ def scan_files(args: argparse.Namespace, cfg: config.Config, records: list[Recor
         records: all files of the data set.
     """
     root = Path(cfg.data.root).expanduser()
-    manifest = args.output or root / "manifest.jsonl"
+    manifest = args.output or _manifest_of(cfg, root)
     rows = scan(
         [record.path for record in records],
         root,
@@ -196,6 +199,27 @@ def scan_files(args: argparse.Namespace, cfg: config.Config, records: list[Recor
         f"{len(rows)} files, {bad} bad, {len(faulty) - bad} damaged but used: {manifest}"
         f" ({manifest}.bad.txt)"
     )
+
+
+def _manifest_of(cfg: config.Config, root: Path) -> Path:
+    """Return the default name of a manifest.
+
+    Args:
+        cfg: names the data set, and its archive if it has one.
+        root: data.root, which an archive does not need.
+
+    Raises:
+        UserError: for several archives without data.root.
+    """
+    if not cfg.data.archive or root.is_dir():
+        return root / "manifest.jsonl"
+    archives = find_archives(cfg.data.archive)
+    if len(archives) > 1:
+        raise UserError(
+            f"data.archive={cfg.data.archive}: {len(archives)} archives, and no folder"
+            f" data.root={root} for a manifest; set --output"
+        )
+    return archives[0].with_name(f"{archives[0].name}.manifest.jsonl")
 
 
 def pack_files(args: argparse.Namespace, cfg: config.Config) -> None:

@@ -82,11 +82,14 @@ def leave(run: TrainingRun, guard: StepGuard, batch: Batch | None, loader_error:
             f"{batch.failed[0].reason}; the videos that should take its place are bad as well"
         )
     if run.too_many_bad:
+        twins = ""
+        if run.cfg.data.twins:
+            twins = ", and `texture` makes deleted files of data.twins anew"
         raise UserError(
             f"{len(run.bad)} of {len(run.records)} training videos are bad"
             f" (train.max_bad={run.cfg.train.max_bad:g}); the last: {list(run.bad.values())[-1]};"
             " `python datasets/prepare.py scan` writes a data.manifest without files that do not"
-            " decode, and `texture` makes deleted files of data.twins anew; or raise train.max_bad"
+            f" decode{twins}; or raise train.max_bad"
         )
     raise Stopped(f"after step {step} of {run.total}; {written}")
 

@@ -68,6 +68,8 @@ def check_output(
     if resume or not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
+        if not (out / "env.json").exists():
+            raise UserError(f"output directory {out} holds other files; set --output-dir")
         holds = "is in use"
         remedy = "--resume continues it"
         if _is_finished(out):

@@ -76,7 +76,8 @@ def start(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _require(device)
     adopt_slurm_ranks()
-    if "RANK" in os.environ and not dist.is_initialized():
+    is_rank = "RANK" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1"
+    if is_rank and not dist.is_initialized():
         _require_variables(device)
         if device == "cuda":
             device = f"cuda:{_local_gpu()}"
@@ -92,8 +93,9 @@ def _require_variables(device: str) -> None:
         names.append("LOCAL_RANK")
     missing = [name for name in names if not os.environ.get(name)]
     if missing:
+        one = "RANK" if "RANK" in os.environ else "WORLD_SIZE"
         raise UserError(
-            f"RANK={os.environ['RANK']}, but {', '.join(missing)} not set: set"
+            f"{one}={visible(os.environ[one])}, but {', '.join(missing)} not set: set"
             f" {', '.join(names)} on each rank, or none of them in a single process"
         )
     count = _variable("WORLD_SIZE", 1, _MOST_RANKS)
