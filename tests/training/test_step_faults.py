@@ -379,6 +379,31 @@ def test_resume_never_starts_anew_where_steps_were_written(ucf, tmp_path, left):
         assert "another process trains in out" in done.stderr.strip().splitlines()[-1]
 
 
+def test_resume_begins_again_where_the_first_checkpoint_was_not_written(ucf, tmp_path, monkeypatch):
+    words = tiny("eval.enabled=false", "train.checkpoint_every=2")
+    command = _page(ucf, tmp_path)
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(checkpoint, "save", no_room)
+        done = tool(*command, *words, cwd=tmp_path)
+    assert (
+        done.returncode == 1
+        and "run the same command again, train_net with --resume" in done.stderr
+    )
+    assert [row["step"] for row in _steps(tmp_path)] == [0, 1]
+    done = tool(*command, "--resume", *words, cwd=tmp_path)
+    assert done.returncode == 0 and "starting at step 0" in done.stderr, done.stderr
+    assert [row["step"] for row in _steps(tmp_path)] == [0, 1, 2, 3]
+
+
+def _steps(top):
+    rows = [json.loads(line) for line in open(top / "out/metrics.jsonl")]
+    return [row for row in rows if row["split"] == "train"]
+
+
 def test_a_missing_last_checkpoint_is_replaced_by_the_newest_step(ucf, tmp_path):
     words = tiny("eval.enabled=false", "train.checkpoint_every=1")
     assert tool(*_page(ucf, tmp_path), *words, cwd=tmp_path).returncode == 0

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -430,7 +431,8 @@ def _require_unstarted(out: Path) -> None:
         with contextlib.suppress(UserError):
             every = config.load(config_file).train.checkpoint_every
     steps = logged_steps(out)
-    if steps >= every or (out / "backbone.pt").is_file():
+    # at `every` steps the run was killed before the first checkpoint, or the disk was full
+    if steps > every or (out / "backbone.pt").is_file():
         # a process that trains there logs its steps before it writes the first checkpoint
         if (out / "env.json").is_file():
             require_unused(out)
@@ -538,7 +540,9 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 def _os_reason(error: OSError) -> str:
     """Return an operating-system error as one line with the file's name."""
     reason = error.strerror or str(error)
-    if error.errno in NO_ROOM:
+    if error.errno == errno.EFBIG:
+        reason += "; raise `ulimit -f`, then run the same command again, train_net with --resume"
+    elif error.errno in NO_ROOM:
         reason += "; make room, then run the same command again, train_net with --resume"
     return f"{error.filename}: {reason}" if error.filename else reason
 

@@ -37,7 +37,6 @@ from vidrobust.utils.rank_store import (
     open_store,
     own_part,
     store_before_meeting,
-    store_for_reports,
     wait_for_all,
 )
 from vidrobust.utils.slurm_ranks import adopt_slurm_ranks, started_by_srun
@@ -123,11 +122,11 @@ def _join(backend: str) -> None:
     """Join the process group, and exchange the process ids of all ranks."""
     timeout = timedelta(minutes=30)
     limit_s = silence_limit_s()
-    store, number, count = open_store()
-    _ranks.launch = launch_name(store)
+    _ranks.server, reports, number, count = open_store()
+    _ranks.launch = launch_name(reports)
     # another try has left the addresses of its ranks in the whole store
-    store = own_part(store)
-    _ranks.store = own_part(store_for_reports())
+    store = own_part(_ranks.server)
+    _ranks.store = own_part(reports)
     meet(store, count)
     _start_watch(store, number, count, limit_s)  # before anything that waits for others
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
@@ -237,6 +236,7 @@ class _Ranks:
 
     Attributes:
         store: key-value store that all ranks can reach, for reports; None before they have met.
+        server: another connection, which on rank 0 may serve the store until the process ends.
         early_store: the same, of a rank that ends before they have met.
         processes: (host, process id) of each rank.
         launch: see `launch`.
@@ -245,6 +245,7 @@ class _Ranks:
     """
 
     store: Any = None
+    server: Any = None
     early_store: Any = None
     processes: Sequence[tuple[str, int]] = ()
     launch: str = ""

@@ -21,6 +21,8 @@ from vidrobust.utils.start_watch import rank_ended_early, reason_of_early_end
 _MEETING_VARIABLE = "VIDROBUST_MEETING_S"
 _MEETING_S = 300.0  # from the first rank's start to the last one's
 _REFUSAL_S = 8.0  # how long ranks that end before they have met wait for each other
+_CONNECT_S = 30.0
+_LAUNCHER_ENDS_S = 0.3
 ANSWER_S = 4.0
 _POLL_S = 0.1
 
@@ -52,10 +54,11 @@ def _address() -> tuple[str, int]:
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
-def open_store() -> tuple[Any, int, int]:
-    """Return (the store, number of this rank, number of ranks) from the environment.
+def open_store() -> tuple[Any, Any, int, int]:
+    """Return (store, store for reports, number of this rank, number of ranks).
 
-    The store is a connection. Another thread that asks it waits until it has answered the first.
+    They are two connections: another thread that asks one waits until it has answered the first.
+    On rank 0 the first one may also serve the store, which ends with it.
 
     Raises:
         UserError: if rank 0 cannot be reached, or cannot open its port.
@@ -67,14 +70,11 @@ def open_store() -> tuple[Any, int, int]:
         if not serves and not _is_reachable(_meeting().total_seconds()):
             _refuse_ended_rank()
             raise _not_met("nothing answers there")
-        return _connection(serves=serves), number, count
+        store = _connection(serves=serves)
+        reports = _connection(serves=False, limit=timedelta(seconds=_CONNECT_S))
+        return store, reports, number, count
     except (dist.DistError, ValueError) as error:
         raise _not_met((str(error).splitlines() or [""])[0].rstrip(".")) from None
-
-
-def store_for_reports() -> Any:
-    """Return one more connection to the store, which never waits for what the main thread asks."""
-    return _connection(serves=False)
 
 
 def _connection(*, serves: bool, limit: timedelta | None = None) -> Any:
@@ -223,6 +223,8 @@ def store_before_meeting() -> Any:
     in `linger` until the others have asked.
     """
     if launcher_holds_store():
+        # a launcher that was killed still answers until all its threads have ended
+        time.sleep(_LAUNCHER_ENDS_S)
         if not _is_reachable(0):
             return None
         return own_part(_connection(serves=False, limit=timedelta(seconds=_REFUSAL_S)))
