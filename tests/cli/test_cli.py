@@ -349,6 +349,9 @@ def test_resume_from_another_run_continues_in_a_new_folder(place, tmp_path):
     (tmp_path / "full/mine.txt").touch()
     refusal = _refused(tool(*words, "--output-dir", tmp_path / "full", cwd=place))
     assert "full holds other files; set --output-dir" in refusal
+    (tmp_path / "full/jobs").mkdir()  # of `vidrobust submit`
+    refusal = _refused(tool(*words, "--output-dir", tmp_path / "full", cwd=place))
+    assert "full is in use; --resume continues it" in refusal
 
 
 def test_a_tool_as_a_process_gives_the_same_status_and_stderr(place):

@@ -634,6 +634,8 @@ def test_the_command_packs_and_other_commands_read_loose_files(tmp_path):
     words = ["scan", f"data.root={root}", "--fractions=0.5,0.5,0"]
     done = tool("prepare", *words, cwd=tmp_path)
     assert "scan does not read --fractions, which is for split" in done.stderr
+    done = tool("prepare", "split", f"data.root={root}", "--quality=3", cwd=tmp_path)
+    assert "split does not read --quality, which is for resize, corrupt, texture" in done.stderr
 
 
 def test_texture_twins_of_members_have_the_names_of_loose_files(tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import faulthandler
 import os
 import signal
@@ -11,6 +12,7 @@ from tests.helpers import REPO
 from tests.processes import DEVNULL, PIPE, Process
 from vidrobust.data import isolation as child_module
 from vidrobust.data.isolation import Child, ChildDied, SharedMemory, in_children
+from vidrobust.utils.errors import UserError
 
 
 def _behave(how, value=None):
@@ -302,3 +304,22 @@ def test_a_nursery_that_is_killed_is_started_again():
     child.close()
     assert child("work", 4)[1] == 4
     child.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EFBIG, "raise `ulimit -f`, or lower data.workers"),
+        (errno.ENOMEM, "raise `ulimit -v`, or lower data.workers"),
+        (errno.ENOSPC, "device): lower data.workers or the batch size"),
+    ],
+)
+@pytest.mark.parametrize("step", ["os.ftruncate", "mmap.mmap"])
+def test_memory_that_cannot_be_had_is_a_mistake_with_a_remedy(monkeypatch, step, number, remedy):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(step, refuse)
+    with pytest.raises(UserError, match=r"no 3 MiB of memory for loading processes \(") as error:
+        SharedMemory(3 << 20)
+    assert remedy in str(error.value)

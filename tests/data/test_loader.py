@@ -105,12 +105,26 @@ def test_batches_bring_their_views(ucf, tmp_path, workers, timeout_s):
     keys[2][1] = (0, 0)
     keys[3] = [(0, 0), (0, 1)]
     batches = list(batch_loader(dataset, keys, workers))
+    if workers:  # the first batches, which are kept, are in slots; both tensors of each
+        first = batches[0]
+        assert 0 < first.views.data_ptr() - first.clips.data_ptr() < dataset.batch_bytes(3)
     assert [len(batch.clips) for batch in batches] == [3, 3, 2, 0, 3, 3]
     assert batches[3].views is None
     for batch in batches[:3] + batches[4:]:
         assert torch.equal(batch.views, make_views(batch.clips, batch.draws))
         assert not torch.equal(batch.views, to_float(batch.clips))
         assert batch.views.dtype == torch.float32
+
+
+def test_views_are_right_where_slots_are_used_again(ucf):
+    records, _ = ucf101(ucf, "train", 1)
+    dataset = train_dataset(CFG, AugmentConfig(), records, 2, 7, views=True)
+    keys = [[(epoch, i) for i in range(3)] for epoch in range(12)]
+    places = set()
+    for batch in batch_loader(dataset, keys, 1):
+        assert torch.equal(batch.views, make_views(batch.clips, batch.draws))
+        places.add(batch.views.data_ptr())
+    assert len(places) <= 4
 
 
 def test_workers_do_not_take_each_others_slots():

@@ -227,10 +227,15 @@ def test_the_weights_of_the_loss_change_when_they_do_in_the_released_code(monkey
     The network that is measured is another one: docs/fidelity.md.
     """
     due = []
-    monkeypatch.setattr(measured_accuracy, "_measure", lambda run, *rest, **options: Measured(1, 2))
+
+    def measure(run, dataset, *_, **__):
+        assert not dataset.views  # the views are made from the clips that are measured
+        return Measured(1, 2)
+
+    monkeypatch.setattr(measured_accuracy, "_measure", measure)
     for n in (1, 2, 4, 9, 12):
         method = SimpleNamespace(network_to_measure=lambda: nn.Identity())
-        training = SimpleNamespace(method=method, per_epoch=n, dataset=None)
+        training = SimpleNamespace(method=method, per_epoch=n, dataset=SimpleNamespace(views=True))
         for step in range(2 * n):
             method.record_accuracy = lambda value, n=n, step=step: due.append((n, step))
             measured_accuracy.measure_for_loss(training, step)

@@ -522,3 +522,13 @@ def test_a_run_and_its_replay_compute_with_the_same_threads(ucf, tmp_path, monke
     )
     build_run(tiny_config(ucf, "data.workers=3"), tmp_path, torch.device("cpu"), None)
     assert chosen == [(3, 1)]
+
+
+@pytest.mark.parametrize(("workers", "seldom"), [(0, False), (1, False), (1, True)])
+def test_loaders_make_the_views_of_networks_that_leave_them_a_core(
+    ucf, tmp_path, monkeypatch, workers, seldom
+):
+    monkeypatch.setattr("vidrobust.training.setup.loads_seldom", lambda *_: seldom)
+    cfg = tiny_config(ucf, f"data.workers={workers}", "device=cpu")
+    run = build_run(cfg, tmp_path, torch.device("cpu"), None)
+    assert run.dataset.views == (workers > 0 and not seldom)

@@ -50,6 +50,7 @@ from vidrobust.utils.logging import log, start_logging
 
 # Encoding of corrupted copies: high quality, so that the encoder itself changes little.
 _CORRUPTED = Encoding(short_side=256, codec="libx264", quality=10)
+_COPIES = "resize, corrupt, texture"  # commands that encode
 _COMMANDS = ("scan", "resize", "corrupt", "texture", "split", "pack")
 _TEXTURE = Encoding(short_side=224, codec="libx264", quality=16, texture="moving")
 
@@ -70,10 +71,13 @@ def arguments() -> argparse.Namespace:
         "--workers",
         type=int,
         default=os.cpu_count(),
-        help="files processed at the same time (number of cores)",
+        help=f"scan, {_COPIES}: files processed at the same time (number of cores)",
     )
     parser.add_argument(
-        "--timeout", type=float, default=None, help="seconds allowed per file (scan 60; copies 600)"
+        "--timeout",
+        type=float,
+        default=None,
+        help=f"scan, {_COPIES}: seconds per file (60; of copies 600)",
     )
     # settings of the encoding, with defaults that depend on the command
     for name, help in (
@@ -87,9 +91,13 @@ def arguments() -> argparse.Namespace:
         defaults = f"{usual}"
         if not usual == corrupted == texture:
             defaults += f"; corrupt {corrupted}; texture {texture}"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{help} ({defaults})")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, help=f"{_COPIES}: {help} ({defaults})"
+        )
     parser.add_argument(
-        "--codec", choices=CODECS, help=f"resize {Encoding.codec}; otherwise {_CORRUPTED.codec}"
+        "--codec",
+        choices=CODECS,
+        help=f"{_COPIES}: {Encoding.codec} with resize, or {_CORRUPTED.codec}",
     )
     parser.add_argument(
         "--kind",

@@ -14,6 +14,7 @@ yet, and otherwise a new Python process:
 
 import atexit
 import contextlib
+import errno
 import faulthandler
 import gc
 import json
@@ -339,16 +340,24 @@ def _shared_file(size: int) -> int:
         os.ftruncate(descriptor, size)
     except OSError as error:
         os.close(descriptor)
-        raise UserError(
-            f"no {size / 2**20:.0f} MiB of memory for loading processes ({error.strerror}): raise"
-            " `ulimit -f`, or lower data.workers or the batch size"
-        ) from None
+        raise _no_memory(size, error) from None
     return descriptor
+
+
+def _no_memory(size: int, error: OSError) -> UserError:
+    remedies = {errno.EFBIG: "raise `ulimit -f`, or ", errno.ENOMEM: "raise `ulimit -v`, or "}
+    return UserError(
+        f"no {size / 2**20:.0f} MiB of memory for loading processes ({error.strerror}):"
+        f" {remedies.get(error.errno or 0, '')}lower data.workers or the batch size"
+    )
 
 
 def _mapped(file: int, size: int) -> np.ndarray:
     """Return the memory of a shared file as an array (size,) uint8."""
-    return np.frombuffer(mmap.mmap(file, size), np.uint8)
+    try:
+        return np.frombuffer(mmap.mmap(file, size), np.uint8)
+    except OSError as error:
+        raise _no_memory(size, error) from None
 
 
 class _Nursery:

@@ -371,6 +371,7 @@ def _infos(archive: str, size: int) -> Iterator[tarfile.TarInfo]:
                 tar.members.clear()  # type: ignore[attr-defined]
             end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+        end = -(-end // _BLOCK) * _BLOCK  # zeros follow the data up to there
         raise UserError(
             f"data.archive={archive}: is not a tar archive, or is damaged or cut short after {last}"
             f", at byte {end} ({error}); {_AGAIN}"

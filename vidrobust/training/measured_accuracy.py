@@ -66,6 +66,7 @@ def measure_for_loss(run: TrainingRun, step: int) -> None:
         return
     # its own copy: the loader of training keeps in its data set what its workers read
     dataset = copy.copy(run.dataset)
+    dataset.views = False  # they are made below, after the clips are on the device
     measured = _measure(run, dataset, partial(_is_right, network), epoch, augmented=True)
     run.method.record_accuracy(measured.accuracy)
 

@@ -68,7 +68,7 @@ def check_output(
     if resume or not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
-        if not (out / "env.json").exists():
+        if not any((out / name).exists() for name in ("env.json", "checkpoints", "jobs")):
             raise UserError(f"output directory {out} holds other files; set --output-dir")
         holds = "is in use"
         remedy = "--resume continues it"

@@ -78,13 +78,18 @@ def build_run(
     method.to(device).prepare(records)
     shape = (3, cfg.data.frames, cfg.data.size, cfg.data.size)
     complexity = model_complexity(method.model, shape)
-    _choose_threads(cfg, method, complexity)
+    seldom = _loads_seldom(cfg, method, complexity)
+    ranks = distributed.ranks_on_these_cores()
+    use_threads(cfg.data.workers, ranks=ranks, seldom=seldom)
     bf16 = arrange(method, cfg.train)
     if resume is None:  # a checkpoint holds the pseudo-labels
         _make_pseudo_labels(cfg, method, records, device)
 
     # Data, optimizer, and what follows the weights
-    dataset = _training_clips(cfg, records, method, device, total, negatives, twins=twins)
+    # Loading processes that have cores of their own make the views too. A large network computes
+    # with all cores: its views take little of a step, and much memory in batches that wait.
+    views = device.type == "cpu" and cfg.data.workers > 0 and not seldom
+    dataset = _training_clips(cfg, records, method, total, negatives, twins=twins, views=views)
     optimizer = build_optimizer(method, cfg.optim, method.model.backbone)
     run = TrainingRun(cfg, out, device, records, dataset, method, optimizer, 0, total, bf16)
     run.negatives = negatives
@@ -100,14 +105,12 @@ def build_run(
     return run
 
 
-def _choose_threads(cfg: config.Config, method: Method, complexity: Complexity) -> None:
-    """Let torch compute with the cores that loading leaves it."""
+def _loads_seldom(cfg: config.Config, method: Method, complexity: Complexity) -> bool:
+    """Return whether loading takes little of a step, as `loads_seldom` does."""
     flops = complexity.flops_per_clip or 0
     videos = cfg.train.batch_size // distributed.world()
     # a backward pass costs two forward ones
-    seldom = loads_seldom(3 * method.views * videos * flops, videos, cfg.data.frames)
-    ranks = distributed.ranks_on_these_cores()
-    use_threads(cfg.data.workers, ranks=ranks, seldom=seldom)
+    return loads_seldom(3 * method.views * videos * flops, videos, cfg.data.frames)
 
 
 def total_steps(cfg: config.Config, videos: int) -> int:
@@ -321,11 +324,11 @@ def _training_clips(
     cfg: config.Config,
     records: list[Record],
     method: Method,
-    device: torch.device,
     total: int,
     negatives: NegativeSpec,
     *,
     twins: bool,
+    views: bool,
 ) -> ClipDataset:
     """Return the clips that training reads.
 
@@ -333,10 +336,10 @@ def _training_clips(
         cfg: the configuration.
         records: training videos.
         method: says how many views it takes.
-        device: where it computes.
         total: steps of the whole run.
         negatives: non-semantic negatives, for which the data set brings random numbers.
         twins: it also brings texture twins.
+        views: its workers make the float views.
     """
     per_epoch = len(records) // cfg.train.batch_size
     size = cfg.data.size
@@ -350,8 +353,7 @@ def _training_clips(
         original=method.original,
         twins=twins,
         numbers=count_numbers(negatives, cfg.data.frames, size, size),
-        # a CPU that trains leaves the views to its loading processes
-        views=device.type == "cpu" and cfg.data.workers > 0,
+        views=views,
     )
 
 

@@ -104,7 +104,7 @@ class ViewDraw:
 
     Attributes:
         top, left, height, width: the box of the source frames, in pixels.
-        columns: parameters of what happens on the device, DRAW_COLUMNS numbers.
+        columns: parameters of what follows cropping and resizing, DRAW_COLUMNS numbers.
     """
 
     top: int
