@@ -236,8 +236,8 @@ class _Ranks:
 
     Attributes:
         store: key-value store that all ranks can reach, for reports; None before they have met.
-        server: another connection, which on rank 0 may serve the store until the process ends.
         early_store: the same, of a rank that ends before they have met.
+        server: another connection, which on rank 0 may serve the store until the process ends.
         processes: (host, process id) of each rank.
         launch: see `launch`.
         watch: notices ranks that die or hang; None in a single process.
@@ -245,8 +245,8 @@ class _Ranks:
     """
 
     store: Any = None
-    server: Any = None
     early_store: Any = None
+    server: Any = None
     processes: Sequence[tuple[str, int]] = ()
     launch: str = ""
     watch: PeerWatch | None = None

@@ -21,8 +21,8 @@ from vidrobust.utils.start_watch import rank_ended_early, reason_of_early_end
 _MEETING_VARIABLE = "VIDROBUST_MEETING_S"
 _MEETING_S = 300.0  # from the first rank's start to the last one's
 _REFUSAL_S = 8.0  # how long ranks that end before they have met wait for each other
-_CONNECT_S = 30.0
-_LAUNCHER_ENDS_S = 0.3
+_CONNECT_S = 30.0  # for the connection of reports, to a store that has just answered
+_LAUNCHER_ENDS_S = 0.3  # how long a launcher that was killed may still answer
 ANSWER_S = 4.0
 _POLL_S = 0.1
 
