@@ -14,6 +14,7 @@ from vidrobust.data import (
     Record,
     all_records,
     apply_manifest,
+    build,
     build_records,
     find_format,
     read_frames,
@@ -30,6 +31,29 @@ def test_a_missing_root_and_an_unknown_format_are_named_in_the_message(tmp_path)
         build_records(DataConfig(name="ucf101", root=str(tmp_path / "nowhere")), "train")
     with pytest.raises(UserError, match="data.name: unknown name 'ucf-101'; did you mean 'ucf101'"):
         build_records(DataConfig(name="ucf-101", root=str(tmp_path)), "train")
+
+
+def test_some_classes_are_a_data_set_of_their_own(tmp_path):
+    root = tiny_ucf101(tmp_path)
+    whole = DataConfig(name="ucf101", root=str(root))
+    records, classes = build_records(whole, "train")
+    assert len(classes) == 2
+    for order in (classes, classes[::-1]):
+        both = build_records(dataclasses.replace(whole, classes=order), "train")
+        assert both == (records, classes)
+    for split in ("train", "test"):
+        every, _ = build_records(whole, split)
+        second, names = build_records(dataclasses.replace(whole, classes=classes[1:]), split)
+        assert names == classes[1:] and {record.label for record in second} == {0}
+        assert [r.uid for r in second] == [r.uid for r in every if r.label == 1]
+    held_out = dataclasses.replace(whole, classes=classes[1:], validation=0.5)
+    parts = [build_records(held_out, split)[0] for split in ("train", "test")]
+    assert sum(map(len, parts)) == sum(record.label == 1 for record in records)
+    with pytest.raises(UserError, match=f"data.classes: no class 'x'.*{classes[0]}"):
+        build_records(dataclasses.replace(whole, classes=["x"]), "train")
+    several = ([Record("a", "a", -1, labels=(0, 1))], classes)
+    with pytest.raises(UserError, match="data.classes: videos of this data set have several"):
+        build._of_classes(dataclasses.replace(whole, classes=classes), several)
 
 
 def test_every_format_is_found_by_name_and_named_in_the_help():

@@ -238,6 +238,8 @@ _ADDED_LATER: dict[str, object] = {
     "train.micro_batch": 0,
     "train.checkpoint_activations": False,
     "data.archive": "",
+    "data.in_memory": "auto",
+    "data.classes": [],
     "eval.embeddings": 500,
     "eval.channels_last": "auto",
     "eval.amp": "fp32",

@@ -167,6 +167,15 @@ class DataConfig:
         "tar archive of the data set, a folder of .tar files or a pattern of them, read in place as"
         " if unpacked in data.root; datasets/prepare.py pack writes one; empty: loose files",
     )
+    in_memory: str = option(
+        "auto",
+        "training keeps images of one size in memory, and reads each file once; auto: up to 1.5"
+        " GiB on each rank, if they are read at least twice",
+        choices=("auto", "true", "false"),
+    )
+    classes: list[str] = option(
+        [], "names of the classes whose videos are used, in training and evaluation; empty: all"
+    )
 
 
 @dataclass

@@ -43,7 +43,8 @@ from vidrobust.data.sampling import (
 )
 from vidrobust.data.scan import apply_manifest
 from vidrobust.data.tar_tree import find_archives, unpacked
-from vidrobust.utils.errors import UserError, lookup
+from vidrobust.utils.errors import UserError, lookup, nearest
+from vidrobust.utils.text import shown
 from vidrobust.views import AugmentSpec
 
 log = logging.getLogger("vidrobust")
@@ -183,10 +184,10 @@ def build_records(cfg: config.DataConfig, split: str) -> Parsed:
     """
     # With data.validation, "train" and "test" are parts of the training list, split by groups.
     if cfg.validation:
-        listed, classes = _parse(cfg, "train", cfg.fold)
+        listed, classes = _of_classes(cfg, _parse(cfg, "train", cfg.fold))
         records = split_by_group(listed, cfg.validation)[split == "test"]
     else:
-        records, classes = _parse(cfg, split, cfg.fold)
+        records, classes = _of_classes(cfg, _parse(cfg, split, cfg.fold))
     if cfg.manifest:
         root = Path(cfg.root).expanduser()
         manifest = Path(cfg.manifest).expanduser()
@@ -238,6 +239,31 @@ def all_records(cfg: config.DataConfig) -> list[Record]:
     if refused:
         log.warning(f"lists left out: {len(refused)}, first: {refused[0]}")
     return list(records_by_path.values())
+
+
+def _of_classes(cfg: config.DataConfig, parsed: Parsed) -> Parsed:
+    """Return the records of data.classes, with labels that count these classes alone.
+
+    Args:
+        cfg: the data options.
+        parsed: records and classes of the data set.
+
+    Raises:
+        UserError: for unknown classes, and for videos with several labels.
+    """
+    records, classes = parsed
+    if not cfg.classes:
+        return parsed
+    for name in cfg.classes:
+        if name not in classes:
+            raise UserError(f"data.classes: no class '{shown(name)}'{nearest(name, classes)}")
+    if any(record.labels is not None for record in records):
+        raise UserError("data.classes: videos of this data set have several labels; leave it empty")
+    kept = [name for name in classes if name in cfg.classes]
+    labels = {classes.index(name): label for label, name in enumerate(kept)}
+    return [
+        replace(record, label=labels[record.label]) for record in records if record.label in labels
+    ], kept
 
 
 def _parse(cfg: config.DataConfig, split: str, fold: int) -> Parsed:

@@ -1,11 +1,13 @@
 """Read one sample: decode, crop, resize and corrupt the clips of a video."""
 
+import contextlib
 import copy
 import itertools
 import math
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +28,11 @@ _WAITING_BYTES = 2**25
 _of_thread = threading.local()  # threads that read at the same time must not share such memory
 
 Sample = dict[str, Any]
+# A video and its texture twin, each None where it is in a file and not in memory.
+Held = tuple[Video | None, Video | None]
+
+_FIRST = np.zeros(1, np.int64)
+_NO_NUMBERS = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,13 @@ class ClipReader:
         return np.concatenate([clips, clips[:1]]), rng
 
     def read(
-        self, memory: np.ndarray, start: int, record: Record, epoch: int, index: int
+        self,
+        memory: np.ndarray,
+        start: int,
+        record: Record,
+        epoch: int,
+        index: int,
+        held: Held = (None, None),
     ) -> Sample | Failure:
         """Read the sample of a record.
 
@@ -111,6 +124,7 @@ class ClipReader:
             record: the video.
             epoch: epoch of the run.
             index: index of the record in its list.
+            held: the video and its texture twin, where they are in memory and not in files.
 
         Returns:
             The sample without its clips, or a Failure. Values are arrays, because torch would send
@@ -118,7 +132,7 @@ class ClipReader:
         """
         out = memory[start : start + self.bytes].reshape(self.shape)
         try:
-            with open_record(record, self.backend) as video:
+            with _held_or_opened(held[0], open_record, record, self.backend) as video:
                 indices, rng = self.draw_clips(epoch, index, video.num_frames, video.fps)
                 draws, size = _take_views(
                     video,
@@ -132,18 +146,17 @@ class ClipReader:
                 frames = video.num_frames
                 resized = video.resized
             if self.twins is not None:
-                twin = self._read_twin(
-                    self.twins(record.path), indices, draws[0], size, frames, out
-                )
-                draws = [*draws, twin]
+                path = self.twins(record.path)
+                with _held_or_opened(held[1], open_video, path, backend=self.backend) as twin:
+                    draw = self._read_twin(twin, path, indices, draws[0], size, frames, out)
+                draws = [*draws, draw]
             # Corruptions come last, so that their random numbers change neither frames nor views.
             self._corrupt(out, len(indices), rng, fps)
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
-        negative_rng = np.random.default_rng([self.seed, SeedStream.NEGATIVE, epoch, index])
         return {
             "draws": np.array([draw.columns for draw in draws], np.float32),
-            "numbers": negative_rng.random(self.numbers, np.float32),
+            "numbers": self._negative_numbers(epoch, index),
             "label": record.label,
             "index": index,
             "start": indices[:, 0].copy(),
@@ -154,6 +167,13 @@ class ClipReader:
             "resized": resized > 0,
             "replaced": [],
         }
+
+    def _negative_numbers(self, epoch: int, index: int) -> np.ndarray:
+        """Return the random numbers (numbers,) that decide the negatives of a sample."""
+        if not self.numbers:
+            return _NO_NUMBERS
+        rng = np.random.default_rng([self.seed, SeedStream.NEGATIVE, epoch, index])
+        return rng.random(self.numbers, np.float32)
 
     def _draw_views(
         self, epoch: int, height: int, width: int, rng: np.random.Generator
@@ -176,6 +196,7 @@ class ClipReader:
 
     def _read_twin(
         self,
+        twin: Video,
         path: str,
         indices: np.ndarray,
         first: ViewDraw,
@@ -186,7 +207,8 @@ class ClipReader:
         """Read the texture twin of the first clip into the last place of `out`.
 
         Args:
-            path: the twin's file.
+            twin: the twin, opened.
+            path: its file.
             indices: (V, T) frame indices of the sample.
             first: view parameters of the first clip.
             size: (height, width) of the video's frames.
@@ -196,20 +218,19 @@ class ClipReader:
         Returns:
             The view parameters of the twin.
         """
-        with open_video(path, backend=self.backend) as twin:
-            # In a folder, a missing frame shifts all that follow.
-            if os.path.isdir(path) and twin.num_frames != frames:
-                raise DecodeError(
-                    f"{path}: the texture has {twin.num_frames} frames, the video {frames}"
-                )
-            (draw,), _ = _take_views(
-                twin,
-                path,
-                indices[:1],
-                lambda h, w: [twin_draw(first, size, (h, w))],
-                out[len(indices) :],
-                self.view.interpolation,
+        # In a folder, a missing frame shifts all that follow.
+        if os.path.isdir(path) and twin.num_frames != frames:
+            raise DecodeError(
+                f"{path}: the texture has {twin.num_frames} frames, the video {frames}"
             )
+        (draw,), _ = _take_views(
+            twin,
+            path,
+            indices[:1],
+            lambda h, w: [twin_draw(first, size, (h, w))],
+            out[len(indices) :],
+            self.view.interpolation,
+        )
         return draw
 
     def _corrupt(self, out: np.ndarray, clips: int, rng: np.random.Generator, fps: float) -> None:
@@ -235,7 +256,17 @@ class ClipReader:
 
 def repeats_frames(indices: np.ndarray) -> bool:
     """Return whether a clip of (V, T) indices shows a frame twice: the video is too short."""
-    return any(len(np.unique(clip)) < len(clip) for clip in indices)
+    return indices.shape[1] > 1 and any(len(np.unique(clip)) < len(clip) for clip in indices)
+
+
+def _held_or_opened(
+    held: Video | None,
+    opened: Callable[..., AbstractContextManager[Video]],
+    *args: Any,
+    **kwargs: Any,
+) -> AbstractContextManager[Video]:
+    """Return a video that is in memory, or otherwise opened(*args, **kwargs)."""
+    return opened(*args, **kwargs) if held is None else contextlib.nullcontext(held)
 
 
 def _take_views(
@@ -262,6 +293,8 @@ def _take_views(
     Returns:
         The view parameters, and (height, width) of the frames.
     """
+    if video.num_frames == 1:
+        return _take_image(video, path, draw, out, interpolation)
     unique, position = np.unique(indices, return_inverse=True)
     # For each unique frame, the positions v * T + t in the clips that show it.
     order = np.argsort(position, axis=None, kind="stable")
@@ -286,6 +319,42 @@ def _take_views(
     for box in boxes:
         box.resize()
     return draws, (height, width)
+
+
+def _take_image(
+    video: Video,
+    path: str,
+    draw: Callable[[int, int], list[ViewDraw]],
+    out: np.ndarray,
+    interpolation: str,
+) -> tuple[list[ViewDraw], tuple[int, int]]:
+    """Do the same as `_take_views` with a single frame, which all clips show, in less time."""
+    (frame,) = checked_frames(video, path, _FIRST)
+    height, width = frame.shape[:2]
+    draws = draw(height, width)
+    for view, clip in zip(draws, out, strict=False):
+        box = np.empty((1, view.height, view.width, 3), np.uint8)
+        _cut_out(frame, view, box[0])
+        _, out_height, out_width, _ = clip.shape
+        clip[:] = resize(box, out_height, out_width, interpolation)
+    return draws, (height, width)
+
+
+def _cut_out(frame: np.ndarray, draw: ViewDraw, box: np.ndarray) -> None:
+    """Write the box of a view to `box`, in which what is beyond the frame is black.
+
+    Args:
+        frame: (H, W, 3) uint8.
+        draw: has the box, of h x w pixels.
+        box: (h, w, 3) uint8.
+    """
+    top = max(draw.top, 0)
+    left = max(draw.left, 0)
+    inside = frame[top : draw.top + draw.height, left : draw.left + draw.width]
+    if inside.shape != box.shape:
+        box[:] = 0
+        box = box[top - draw.top :, left - draw.left :][: inside.shape[0], : inside.shape[1]]
+    box[:] = inside
 
 
 def _waiting_room() -> np.ndarray:
@@ -333,16 +402,7 @@ class _Boxes:
         """
         if len(self.times) == len(self.waiting):
             self.resize()
-        draw = self.draw
-        box = self.waiting[len(self.times)]
-        top = max(draw.top, 0)
-        left = max(draw.left, 0)
-        inside = frame[top : draw.top + draw.height, left : draw.left + draw.width]
-        # A shifted box may reach beyond the frame; it is black there.
-        if inside.shape != box.shape:
-            box[:] = 0
-            box = box[top - draw.top :, left - draw.left :][: inside.shape[0], : inside.shape[1]]
-        box[:] = inside
+        _cut_out(frame, self.draw, self.waiting[len(self.times)])
         self.times.append(time)
 
     def resize(self) -> None:

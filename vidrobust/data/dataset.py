@@ -24,7 +24,8 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from vidrobust.corruptions import Corrupt
 from vidrobust.data.batch_slots import BatchSlots, InSlot, Slot, room
 from vidrobust.data.clip_reader import ClipReader, Sample
-from vidrobust.data.decoding.images import in_memory
+from vidrobust.data.decoding.images import ImageInMemory, in_memory
+from vidrobust.data.image_memory import ImageMemory, read_into_memory
 from vidrobust.data.isolation import Child, ChildDied, SharedMemory, start_nursery
 from vidrobust.data.loader import BatchLoader
 from vidrobust.data.places import is_folder
@@ -144,6 +145,9 @@ class ClipDataset(Dataset):
         self.reading = torch.full((0, 2), -1)
         # Where a worker leaves the pixels of its batches; the loader sets it while it forks them.
         self.slots: BatchSlots | None = None
+        # Images and their texture twins that are in memory; see `keep_in_memory`.
+        self.images: ImageMemory | None = None
+        self.twin_images: ImageMemory | None = None
         self._child: _ReadingChild | None = None
         # Videos that ended a child process: they are not tried again.
         self._hopeless: dict[int, Failure] = {}
@@ -157,6 +161,35 @@ class ClipDataset(Dataset):
     def twins(self) -> Twins | None:
         """Return where the texture twins are, or None."""
         return self.reader.twins
+
+    def keep_in_memory(self, wanted: str, reads: int, workers: int) -> None:
+        """Read small images, and their texture twins, into memory.
+
+        Samples stay the same. Workers that are forked later share the images.
+
+        Args:
+            wanted: data.in_memory: "true", "false", or "auto" where it saves time.
+            reads: number of samples that will be read.
+            workers: number of processes that read at the same time, if any do.
+
+        Raises:
+            UserError: see `read_into_memory`.
+        """
+        # a file that is read once is not read faster
+        if wanted == "false" or (wanted == "auto" and reads < 2 * len(self)):
+            return
+        read = functools.partial(
+            read_into_memory,
+            wanted=wanted,
+            backend=self.reader.backend,
+            timeout_s=self.timeout_s,
+            workers=max(1, workers),
+        )
+        self.images = read(list(self.records))
+        if self.images is not None and self.twins is not None:
+            # a manifest describes the images, and not their twins
+            twins = [Record(record.uid, self.twins(record.path), -1) for record in self.records]
+            self.twin_images = read(twins)
 
     def notes(self, repeats: int, resized: int, videos: int) -> list[str]:
         """Return lines about videos shorter than a clip, of several sizes, or of unknown rate.
@@ -275,7 +308,12 @@ class ClipDataset(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         # A child process belongs to the process that started it.
-        return self.__dict__ | {"_child": None, "slots": None}
+        return self.__dict__ | {
+            "_child": None,
+            "slots": None,
+            "images": None,
+            "twin_images": None,
+        }
 
     def _read(
         self, epoch: int, index: int, memory: np.ndarray, start: int | None
@@ -289,6 +327,10 @@ class ClipDataset(Dataset):
             start: see `_sample`.
         """
         record = self.records[index]
+        image, twin = _image(self.images, index), _image(self.twin_images, index)
+        # with a twin both must be in memory, or a file is read
+        if image is not None and (twin is not None or self.twins is None):
+            return self.reader.read(memory, 0, record, epoch, index, (image, twin))
         if not self.timeout_s or in_memory(record.path):
             return self.reader.read(memory, 0, record, epoch, index)
         if index in self._hopeless:
@@ -308,6 +350,11 @@ class ClipDataset(Dataset):
         if self._child is None or self._child.owner != os.getpid():
             self._child = _ReadingChild(self.reader, self.timeout_s, self.slots)
         return self._child
+
+
+def _image(images: ImageMemory | None, index: int) -> ImageInMemory | None:
+    """Return an image that is in memory; None for any other."""
+    return None if images is None else images.image(index)
 
 
 class _ReadingChild:

@@ -33,6 +33,7 @@ _FREE = (
     "data.timeout_s",
     "data.root",
     "data.archive",
+    "data.in_memory",
     "data.twins",
     "data.manifest",
     "eval.name",

@@ -25,6 +25,7 @@ _FREE = (
     "protocol.splits=",
     "data.workers=",
     "data.timeout_s=",
+    "data.in_memory=",
     "eval.pictures=",
     "eval.card.",
     "train.checkpoint_every=",

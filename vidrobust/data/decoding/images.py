@@ -149,6 +149,29 @@ class TorchvisionImage:
         """Do nothing: no file is kept open."""
 
 
+class ImageInMemory:
+    """An image that was read before, as a video of one frame.
+
+    Args:
+        image: (H, W, 3) uint8.
+    """
+
+    backend = "image"
+    num_frames = 1
+    fps = 0.0
+    resized = 0
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.image = image
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the one frame; see `Video.frames`."""
+        yield self.image
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
+
+
 @functools.lru_cache(maxsize=4)
 def torchvision_dataset(name: str, split: str, root: str) -> Any:
     """Return a data set of torchvision.datasets, opened once per process; nothing is downloaded.

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
@@ -47,6 +48,8 @@ BACKENDS: dict[str, Callable[[str, int, bool | None], Video]] = {
     "decord": Decord,
     "torchcodec": TorchCodec,
 }
+# Whether torchvision resizes uint8 without a detour by floats on this CPU.
+_RESIZES_BYTES = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 # Decoders whose frame numbers are compared with PyAV's before they are used for a file.
 CHECKED = ("decord", "torchcodec")
 
@@ -228,12 +231,16 @@ def resize(frames: np.ndarray, height: int, width: int, interpolation: str = "bi
     """
     if frames.shape[1:3] == (height, width):
         return torch.from_numpy(frames)
-    return tvf.resize(
-        torch.from_numpy(frames).permute(0, 3, 1, 2),
-        [height, width],
-        InterpolationMode(interpolation),
-        antialias=True,
-    ).permute(0, 2, 3, 1)
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if _RESIZES_BYTES:
+        # what torchvision calls as well, after checks that take longer than a small image
+        resized = interpolate(
+            images, (height, width), mode=interpolation, align_corners=False, antialias=True
+        )
+    else:
+        mode = InterpolationMode(interpolation)
+        resized = tvf.resize(images, [height, width], mode, antialias=True)
+    return resized.permute(0, 2, 3, 1)
 
 
 def _open(

@@ -222,6 +222,7 @@ def read_other(
             "validation": 0.0,
             "manifest": "",
             "twins": "",
+            "classes": [],
             # the archive holds the data set of data.root
             "archive": "" if other.root else own.archive,
         }
