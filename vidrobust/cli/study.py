@@ -30,8 +30,10 @@ from vidrobust.study import (
     write_study,
 )
 from vidrobust.study.plan import chosen
-from vidrobust.study.run import is_finished
+from vidrobust.study.run import is_finished, validated
 from vidrobust.study.side_by_side import run_side_by_side
+from vidrobust.study.tuned_runs import Progress, progress, tuning_lines, write_tuning
+from vidrobust.study.verdicts import verdict_lines, verdicts
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
@@ -41,6 +43,9 @@ from vidrobust.utils.logging import log, start_logging
 def main() -> None:
     """Run a study, or list its runs."""
     args = arguments()
+    if args.tune:
+        _tune(args)
+        return
     study, all_runs = _planned(args)
     if args.job:
         _run_as_job(args, all_runs)
@@ -51,12 +56,8 @@ def main() -> None:
         raise UserError(f"nothing to run: {args.cfg} skips these arms of these data sets")
     if not args.report_only:
         _require_teachers(runs)
-    if args.dry_run:
-        for run in runs:
-            state = ", finished" if finished([run]) else ""
-            print(f"# {run.dataset}, {run.name}, seed {run.seed}: {run.folder}{state}")
-        if len(runs) == 1:
-            common.print_config(args, runs[0].cfg)
+    if args.dry_run or args.verdicts:
+        _print_only(args, study, runs, all_runs)
         return
     start_logging(None, quiet=not common.is_main())
     report = _Report(study, all_runs, args)
@@ -83,6 +84,32 @@ def main() -> None:
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     report.require_written()
+
+
+def _print_only(
+    args: argparse.Namespace, study: Study, runs: Sequence[Arm], all_runs: Sequence[Arm]
+) -> None:
+    """Print the verdicts on the study's claims, or the list of its runs.
+
+    Args:
+        args: of the command line.
+        study: the study.
+        runs: the selected runs, which are listed.
+        all_runs: all runs, of which those that are finished decide.
+
+    Raises:
+        UserError: for verdicts of a study without claims.
+    """
+    if args.verdicts:
+        if not study.claims:
+            raise UserError(f"--verdicts: {args.cfg} has no claims; add them under `claims`")
+        print("\n".join(verdict_lines(verdicts(study, finished(all_runs)))))
+        return
+    for run in runs:
+        state = ", finished" if finished([run]) else ""
+        print(f"# {run.dataset}, {run.name}, seed {run.seed}: {run.folder}{state}")
+    if len(runs) == 1:
+        common.print_config(args, runs[0].cfg)
 
 
 def _planned(args: argparse.Namespace) -> tuple[Study, list[Arm]]:
@@ -128,12 +155,61 @@ def _run_in_turn(
     return failed
 
 
+# --- Tuning ---
+
+
+def _tune(args: argparse.Namespace) -> None:
+    """Choose the options under `tune` of a study, and write tuning.json.
+
+    Raises:
+        UserError: for a study without `tune`, and where runs fail.
+    """
+    study = read_study(args.cfg)
+    if study.tune is None:
+        raise UserError(f"--tune: {args.cfg} has nothing to choose; say what under `tune`")
+    start_logging(None, quiet=not common.is_main())
+    failed: dict[Path, str] = {}
+
+    def state() -> Progress:
+        out = args.output_dir
+        return progress(study, out, args.overrides, args.roots, validated, failed)
+
+    now = state()
+    if args.job:
+        waiting = [run for run in now.waiting if _place(args, run) == args.job]
+        _do_job(args, waiting)
+        return
+    if args.dry_run:
+        for run in now.waiting:
+            print(f"# {run.label}: {run.folder}")
+        return
+    while now.waiting:
+        for run in now.waiting:
+            common.check_names(run.cfg)
+            require_same(run)
+        logs = args.output_dir / cluster_jobs.JOBS
+        words = lambda run: [*_words(args), "--tune", "--job", _place(args, run)]  # noqa: E731
+        problems = run_side_by_side(now.waiting, args.jobs, words, logs, lambda: None)
+        # those that did not finish have failed; another try is another command
+        failed |= {run.folder: "" for run in now.waiting if not is_finished(run)}
+        if problems:
+            log.warning(f"{len(problems)} runs failed, and their values are not chosen")
+        now = state()
+    write_tuning(args.output_dir, now)
+    print("\n".join(tuning_lines(args.output_dir)))
+
+
+def _place(args: argparse.Namespace, run: Arm) -> str:
+    """Return the folder of a run in that of its study."""
+    return str(run.folder.relative_to(args.output_dir))
+
+
 # --- Jobs ---
 
 
 def _words_of(args: argparse.Namespace, run: Arm) -> list[str]:
     """Return the `vidrobust` command and arguments that do one run of the study."""
-    return [*_words(args), "--job", str(run.folder.relative_to(args.output_dir))]
+    return [*_words(args), "--job", _place(args, run)]
 
 
 def _words(args: argparse.Namespace) -> list[str]:
@@ -160,7 +236,19 @@ def _run_as_job(args: argparse.Namespace, all_runs: Sequence[Arm]) -> None:
     Raises:
         UserError: if the run fails, and for a folder of no run.
     """
-    runs = [run for run in all_runs if str(run.folder.relative_to(args.output_dir)) == args.job]
+    _do_job(args, [run for run in all_runs if _place(args, run) == args.job])
+
+
+def _do_job(args: argparse.Namespace, runs: Sequence[Arm]) -> None:
+    """Do the run of `--job`.
+
+    Args:
+        args: of the command line.
+        runs: the run.
+
+    Raises:
+        UserError: if the run fails, and without a run.
+    """
     if not runs:
         raise UserError(f"--job {args.job}: no run of {args.cfg}")
     start_logging(None, quiet=not common.is_main())
@@ -243,6 +331,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--job", default="", help=argparse.SUPPRESS)
     parser.add_argument(
         "--report-only", action="store_true", help="only write the report of finished runs"
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="choose the options that the config file lists under `tune`, before all other runs",
+    )
+    parser.add_argument(
+        "--verdicts",
+        action="store_true",
+        help="only print whether the finished runs bear out the study's claims",
     )
     parser.add_argument(
         "--data", action="append", default=[], metavar="NAME=FOLDER", help="folder of a data set"

@@ -22,7 +22,7 @@ ShownCell = tuple[str, float | str, str]
 
 # Beginnings of measures -> their group; all others are geometry.
 _GROUPS = {
-    "Accuracy": ("probe", "mAP", "clean", "robust ", "mpc", "rpc", "shift"),
+    "Accuracy": ("probe", "mAP", "clean", "robust ", "kept ", "mpc", "rpc", "shift"),
     "Attack success": ("success ",),
     "Cues": ("acc ", "bias "),
     "False negatives": ("fn_",),

@@ -21,11 +21,13 @@ class FinishedRun:
         arm: the run.
         summary: what its evaluation measured.
         removal: rows of metrics.jsonl about false negatives, one per epoch.
+        shortfalls: what the run was to reach and did not.
     """
 
     arm: Arm
     summary: Summary
     removal: list[dict[str, float]] = field(default_factory=list)
+    shortfalls: tuple[str, ...] = ()
 
 
 # Measures of a run; None where one could not be computed.
@@ -121,6 +123,7 @@ def summarise(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Table]:
       several labels each.
     - robust THREAT: robust accuracy. success THREAT: fraction of the correctly classified videos
       that the attack breaks.
+      kept THREAT: fraction of clean accuracy that is left.
     - mpc, rpc: accuracy under corruptions, absolute and relative.
     - acc NAME, bias NAME: accuracy and bias of a view of eval.bias.
     - the measures of geometry.
@@ -216,6 +219,8 @@ def _measures(run: FinishedRun) -> Measures:
         measures[f"robust {point.threat}"] = point.robust_acc
     for point in summary.curve:
         measures[f"success {point.threat}"] = 1 - point.robust_acc / clean if clean else None
+    for point in summary.curve:
+        measures[f"kept {point.threat}"] = point.robust_acc / clean if clean else None
     measures["mpc"] = corruption.mpc if corruption else None
     measures["rpc"] = corruption.rpc if corruption else None
     measures["shift"] = summary.shift.acc if summary.shift else None

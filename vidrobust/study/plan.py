@@ -8,6 +8,8 @@ from typing import Any
 from vidrobust import config
 from vidrobust.config.find import find_config
 from vidrobust.config.yaml_text import read_page
+from vidrobust.study.claims import Claim, read_claims
+from vidrobust.study.tuning import Choices, Tuning, read_choices, read_tuning, words_of
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
@@ -29,6 +31,8 @@ class Study:
         comparators: names of arms whose gap to the baseline the others may close.
         skip: name of a data set -> arms that are not run on it.
         options: name of a data set -> options of its runs.
+        claims: what papers claim about the arms.
+        tune: options that are chosen by held-out videos, before the runs; None: none.
         config_file: config file of the study.
     """
 
@@ -40,6 +44,8 @@ class Study:
     comparators: Sequence[str] = ()
     skip: Mapping[str, Sequence[str]] = field(default_factory=dict)
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    claims: Sequence[Claim] = ()
+    tune: Tuning | None = None
     config_file: Path = Path("study.yaml")
 
 
@@ -90,7 +96,9 @@ def read_study(path: str | Path) -> Study:
             raise UserError(f"{path}: unknown key '{shown(key)}'{nearest(key, keys)}")
     _check_types(content, path)
     _check_folder_names(content, path)
-    study = Study(**content, config_file=path)
+    claims = read_claims(content.pop("claims", []), path)
+    tune = read_tuning(content.pop("tune", None), path, content["arms"])
+    study = Study(**content, claims=claims, tune=tune, config_file=path)
     _check_references(study, path)
     return study
 
@@ -174,6 +182,12 @@ def _check_references(study: Study, path: Path) -> None:
     arms = [study.baseline, *study.comparators]
     for skipped in study.skip.values():
         arms += skipped
+    for claim in study.claims:
+        arms += [claim.arm, claim.against]
+        for name in (*claim.datasets, *claim.dial):
+            if name not in study.datasets:
+                near = nearest(name, list(study.datasets))
+                raise UserError(f"{path}: claims: no data set '{shown(name)}'{near}")
     for name in arms:
         if name and name not in study.arms:
             raise UserError(f"{path}: no arm '{shown(name)}'{nearest(name, list(study.arms))}")
@@ -196,45 +210,64 @@ def plan(
         roots: name of a data set -> its folder.
 
     Raises:
-        UserError: for options that the configuration refuses, and for unknown data sets in `roots`.
+        UserError: for options that the configuration refuses, for unknown data sets in `roots`, and
+            for options that are to be chosen first.
     """
     for name in roots or {}:
         if name not in study.datasets:
             raise UserError(f"--data {name}: no such data set{nearest(name, list(study.datasets))}")
     # Seeds are the outer loop, so that all arms of a seed come before the next seed.
+    choices: Choices = {}
+    if study.tune is not None:
+        found = read_choices(out)
+        if found is None:
+            raise UserError(
+                f"{study.config_file}: options are chosen on held-out videos first; run the same"
+                " command with --tune"
+            )
+        choices = found
     runs = []
     for seed in study.seeds:
         for dataset in study.datasets:
             for name in study.arms:
                 if name not in study.skip.get(dataset, ()):
                     root = (roots or {}).get(dataset)
-                    runs.append(_plan_run(study, out, overrides, root, (dataset, name, seed)))
+                    words = [
+                        *study.arms[name],
+                        *words_of(choices.get(dataset, {}).get(name, {})),
+                    ]
+                    cfg, needs = load_run(study, out, dataset, words, root, seed, overrides)
+                    folder = _folder(out, dataset, name, seed)
+                    runs.append(Arm(dataset, name, seed, cfg, folder, needs))
     return runs
 
 
-def _plan_run(
+def load_run(
     study: Study,
     out: Path,
-    overrides: Sequence[str],
+    dataset: str,
+    words: Sequence[str],
     root: str | None,
-    run: tuple[str, str, int],
-) -> Arm:
-    """Return one run of a study.
+    seed: int,
+    overrides: Sequence[str],
+) -> tuple[config.Config, tuple[Path, ...]]:
+    """Return the configuration of one run of a study, and the folders of runs that it needs.
 
     Args:
         study: the study.
         out: folder of the study.
-        overrides: options of the command line.
+        dataset: name of the data set.
+        words: options of the arm, `key=value`.
         root: folder of the data set; None: that of its config file.
-        run: data set, arm and seed.
+        seed: seed of the run.
+        overrides: options of the command line.
     """
-    dataset, name, seed = run
     # A slash at the end of the folder would end up inside ${data.root}_texture.
     root_option = [] if root is None else [f"data.root={root.rstrip('/') or '/'}"]
     options = _override(
         study.common,
         study.options.get(dataset, ()),
-        study.arms[name],
+        words,
         root_option,
         [f"seed={seed}"],
         overrides,
@@ -247,7 +280,7 @@ def _plan_run(
             needs.append(folder)
             options = [option.replace(f"{{{other}}}", str(folder)) for option in options]
     cfg = config.load(study.config_file.parent / study.datasets[dataset], options)
-    return Arm(dataset, name, seed, cfg, _folder(out, dataset, name, seed), tuple(needs))
+    return cfg, tuple(needs)
 
 
 def chosen(study: Study, datasets: str, arms: str, seeds: str) -> Study:

@@ -18,6 +18,8 @@ from vidrobust.study.study_text import (
     warnings_of,
     without_overridden,
 )
+from vidrobust.study.tuned_runs import tuning_lines
+from vidrobust.study.verdicts import verdict_lines, verdicts, write_verdicts
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.readable import percent
 
@@ -104,6 +106,11 @@ def _write_study(
     if missing:
         lines += [f"Not finished: {missing} of {missing + len(runs)} runs of the study.", ""]
     lines += _options(study, overrides)
+    lines += tuning_lines(out)
+    if study.claims:
+        found = verdicts(study, runs)
+        write_verdicts(out / f"verdicts{suffix}.json", found)
+        lines += verdict_lines(found)
     for dataset, table in tables.items():
         dataset_runs = [run for run in runs if run.arm.dataset == dataset]
         lines += _heading(study, dataset, dataset_runs, overrides)

@@ -84,6 +84,14 @@ def is_finished(arm: Arm) -> bool:
     return _summary_of(arm).is_file()
 
 
+def validated(arm: Arm) -> float | None:
+    """Return the accuracy of the linear probe of a run; None if it is not measured."""
+    if not is_finished(arm):
+        return None
+    probe = read_summary(_summary_of(arm)).representation.get("trained_probe")
+    return None if probe is None else probe.acc
+
+
 def run_arm(arm: Arm, *, overwrite: bool = False, remedy: str = "set --output-dir") -> Summary:
     """Train and evaluate a run, and return its summary.
 

@@ -1,0 +1,102 @@
+"""Read what a run of a study did on each test video."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidrobust.study.paired_test import Reduce
+from vidrobust.utils.atomic_files import read_rows
+
+# uid -> (k,) numbers of the video
+ByVideo = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class VideoMeasure:
+    """A measure that is made of numbers of each test video.
+
+    Attributes:
+        read: folder of an evaluation -> numbers of each video; none where it was not measured.
+        reduce: makes the measure of them; see `paired_test`.
+    """
+
+    read: Callable[[Path], ByVideo]
+    reduce: Reduce
+
+
+def video_measure(name: str) -> VideoMeasure | None:
+    """Return how to make a measure of numbers of each video; None if it is not made of them.
+
+    Args:
+        name: name of a measure, as in `arm_table.summarise`.
+    """
+    kind, _, threat = name.partition(" ")
+    if kind in ("robust", "kept") and threat:
+        reduce = _mean if kind == "robust" else _fraction
+        return VideoMeasure(lambda folder: _attacked(folder, threat), reduce)
+    return _MEASURES.get(name)
+
+
+def _mean(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return the weighted mean of the first number."""
+    return weights @ numbers[:, 0] / weights.sum(1)
+
+
+def _fraction(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return the sum of the first number by that of the second, 0 where both are 0."""
+    part, whole = (weights @ numbers[:, column] for column in (0, 1))
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _attacked(folder: Path, threat: str) -> ByVideo:
+    """Return whether each video is right under a threat, and without."""
+    rows = _rows(folder / "results.jsonl")
+    return {
+        row["uid"]: [float(row["robust"]), float(row["clean_pred"] == row["label"])]
+        for row in rows
+        if row["threat"] == threat
+    }
+
+
+def _clean(folder: Path) -> ByVideo:
+    """Return whether each video is right without an attack."""
+    rows = _rows(folder / "results.jsonl")
+    return {row["uid"]: [float(row["clean_pred"] == row["label"])] for row in rows}
+
+
+def _probed(folder: Path) -> ByVideo:
+    """Return whether the linear probe classifies each video right."""
+    rows = _rows(folder / "predictions.jsonl")
+    return {row["uid"]: [float(row.get("trained_probe") == row["label"])] for row in rows}
+
+
+def _corrupted(folder: Path) -> ByVideo:
+    """Return the fraction of corruptions under which each video is right, and whether it is so."""
+    right: dict[str, list[float]] = defaultdict(list)
+    clean: dict[str, float] = {}
+    for row in _rows(folder / "corruptions.jsonl"):
+        # a video that does not decode has no prediction, and is wrong
+        hits = [float(class_ == row["label"]) for class_ in row["predicted"] or [-1]]
+        hit = sum(hits) / len(hits)
+        if row["name"] == "clean":
+            clean[row["uid"]] = hit
+        elif row["kind"] == "corruption":
+            right[row["uid"]].append(hit)
+    return {uid: [sum(hits) / len(hits), clean[uid]] for uid, hits in right.items()}
+
+
+def _rows(file: Path) -> Iterable[dict[str, Any]]:
+    """Return the rows of a file of results; none if there is no such file."""
+    return read_rows(file) if file.is_file() else ()
+
+
+_MEASURES = {
+    "clean": VideoMeasure(_clean, _mean),
+    "probe": VideoMeasure(_probed, _mean),
+    "mpc": VideoMeasure(_corrupted, _mean),
+    "rpc": VideoMeasure(_corrupted, _fraction),
+}

@@ -1,0 +1,155 @@
+"""Run what chooses the options of arms, and write down what was chosen."""
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vidrobust import config
+from vidrobust.evaluation.report import tables as markdown
+from vidrobust.study.plan import Arm, Study, load_run
+from vidrobust.study.tuning import TUNING, Choices, words_of
+from vidrobust.utils.atomic_files import read_json, replacing
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.readable import percent
+
+_FOLDER = "tune"
+
+
+@dataclass
+class Progress:
+    """Say how far the choice is.
+
+    Attributes:
+        waiting: runs that decide next.
+        choices: what is chosen already.
+        scores: data set -> arm -> values of the options of a run -> its accuracy.
+        is_complete: whether everything is chosen.
+    """
+
+    waiting: list[Arm] = field(default_factory=list)
+    choices: Choices = field(default_factory=dict)
+    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    is_complete: bool = True
+
+
+def progress(
+    study: Study,
+    out: Path,
+    overrides: Sequence[str],
+    roots: Mapping[str, str],
+    score: Callable[[Arm], float | None],
+    failed: Collection[Path] = (),
+) -> Progress:
+    """Return the runs that decide next, and what those that are finished have decided.
+
+    Args:
+        study: the study, with `tune`.
+        out: folder of the study.
+        overrides: options of the command line.
+        roots: data set -> its folder.
+        score: run -> its accuracy; None if it is not finished.
+        failed: folders of runs that have failed, whose values are not chosen.
+
+    Raises:
+        UserError: where all values of an option fail, or a run holds out no videos.
+    """
+    assert study.tune is not None
+    state = Progress()
+    for dataset in study.datasets:
+        state.choices[dataset] = {}
+        state.scores[dataset] = {}
+        for arm in study.tune.grid:
+            if arm in study.skip.get(dataset, ()):
+                continue
+            teacher = study.tune.teacher(arm)
+            if teacher and teacher not in state.choices[dataset]:
+                state.is_complete = False
+                continue
+            picked = dict(state.choices[dataset].get(teacher, {}))
+            scores = state.scores[dataset].setdefault(arm, {})
+            for option, values in study.tune.steps(arm).items():
+                runs = [
+                    _candidate(study, out, overrides, roots, dataset, arm, {**picked, option: v})
+                    for v in values
+                ]
+                found = {run.folder: score(run) for run in runs}
+                scores |= {folder.name: acc for folder, acc in found.items() if acc is not None}
+                missing = [run for run in runs if found[run.folder] is None]
+                if undecided := [run for run in missing if run.folder not in failed]:
+                    state.waiting += undecided
+                    state.is_complete = False
+                    break
+                if len(missing) == len(runs):
+                    raise UserError(f"{dataset}, {arm}: all runs that choose {option} have failed")
+                picked[option] = _best(values, [found[run.folder] for run in runs])
+            else:
+                state.choices[dataset][arm] = picked
+    return state
+
+
+def _best(values: Sequence[Any], accuracies: Sequence[float | None]) -> Any:
+    """Return the value with the highest accuracy, the first of several."""
+    known = [-1.0 if acc is None else acc for acc in accuracies]
+    return values[known.index(max(known))]
+
+
+def _candidate(
+    study: Study,
+    out: Path,
+    overrides: Sequence[str],
+    roots: Mapping[str, str],
+    dataset: str,
+    arm: str,
+    values: Mapping[str, Any],
+) -> Arm:
+    """Return the run of an arm with some values; see `progress`."""
+    assert study.tune is not None
+    words = [*study.arms[arm], *words_of(values), *study.tune.options]
+    cfg, _ = load_run(study, out, dataset, words, roots.get(dataset), study.tune.seed, overrides)
+    if not cfg.data.validation:
+        raise UserError(
+            f"{study.config_file}: tune: options must hold out videos, as data.validation=0.1 does"
+        )
+    # all options of the arm's grid, so that two ways to the same values are one run
+    keys = study.tune.steps(arm)
+    label = ",".join(f"{key.rsplit('.', 1)[-1]}={config.get(cfg, key)}" for key in keys)
+    folder = out / _FOLDER / dataset / arm / label
+    return Arm(dataset, f"{arm} {label}", study.tune.seed, cfg, folder)
+
+
+def write_tuning(out: Path, state: Progress) -> None:
+    """Write the choices, and the accuracies that decided, to tuning.json."""
+    content = {
+        dataset: {
+            arm: {"options": options, "accuracies": state.scores[dataset].get(arm, {})}
+            for arm, options in arms.items()
+        }
+        for dataset, arms in state.choices.items()
+    }
+    with replacing(out / TUNING) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def tuning_lines(out: Path) -> list[str]:
+    """Return tuning.json as lines of Markdown; no lines without the file."""
+    if not (out / TUNING).is_file():
+        return []
+    rows = []
+    for dataset, arms in read_json(out / TUNING, "delete it").items():
+        for arm, entry in arms.items():
+            chosen = ", ".join(f"{key}={value}" for key, value in entry["options"].items())
+            tried = ", ".join(
+                f"{label}: {percent(acc)}" for label, acc in entry["accuracies"].items()
+            )
+            rows.append([dataset, arm, chosen or "-", tried or "-"])
+    return [
+        (
+            "Options that were chosen on held-out training videos, one after the other, by the"
+            " accuracy of the linear probe:"
+        ),
+        "",
+        *markdown.table(["data", "arm", "chosen", "accuracies on the held-out videos"], *rows),
+        "",
+    ]
