@@ -1,0 +1,151 @@
+"""Options of arms are chosen on held-out training videos, one after the other."""
+
+import json
+
+import pytest
+
+from tests.helpers import tiny, tiny_ucf101, tool
+from vidrobust import config
+from vidrobust.study import plan, read_study
+from vidrobust.study.tuned_runs import progress
+from vidrobust.utils.errors import UserError
+
+PAGE = """
+seeds: [0]
+datasets: {clips: base.yaml}
+common: [train.epochs=2, eval.name=study, "eval.threats=[]"]
+baseline: simclr
+arms:
+  simclr: []
+  supcon: [method.name=supcon]
+  fixed: [method.false_negatives.rule=fixed, optim.lr=0.07]
+tune:
+  options: [data.validation=0.5, train.epochs=1]
+  grid:
+    simclr: {method.temperature: [0.1, 0.2], optim.lr: [0.05, 0.2]}
+    fixed: {as: simclr, method.false_negatives.threshold: [0.5, 0.9]}
+"""
+GRID = "simclr: {method.temperature: [0.1, 0.2], optim.lr: [0.05, 0.2]}"
+
+
+@pytest.fixture
+def page(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    words = tiny(f"data.root={root}", "train.batch_size=2")
+    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", words)))
+    (tmp_path / "study.yaml").write_text(PAGE)
+    return tmp_path / "study.yaml"
+
+
+def chosen(page, accuracies, failed=()):
+    """All states until everything is chosen: the names of the runs that each waits for."""
+    study = read_study(page)
+    finished = {}
+    states = []
+    while True:
+        state = progress(study, page.parent, (), {}, lambda run: finished.get(run.folder), failed)
+        states.append([f"{run.folder.parent.name}: {run.folder.name}" for run in state.waiting])
+        if not state.waiting:
+            return states, state
+        for run in state.waiting:
+            assert run.cfg.data.validation == 0.5 and run.cfg.train.epochs == 1
+            assert run.seed == run.cfg.seed == 1000
+            finished[run.folder] = accuracies(run.cfg)
+
+
+def test_each_option_is_chosen_with_those_before_it(page):
+    def accuracy(cfg):
+        return 0.5 + 0.1 * (cfg.method.temperature == 0.2) + 0.01 * (cfg.optim.lr == 0.05)
+
+    states, state = chosen(page, accuracy)
+    lr = plan_lr(page)
+    assert states == [
+        [f"simclr: temperature=0.1,lr={lr}", f"simclr: temperature=0.2,lr={lr}"],
+        ["simclr: temperature=0.2,lr=0.05", "simclr: temperature=0.2,lr=0.2"],
+        ["fixed: threshold=0.5", "fixed: threshold=0.9"],
+        [],
+    ]
+    assert state.is_complete
+    assert state.choices["clips"]["simclr"] == {"method.temperature": 0.2, "optim.lr": 0.05}
+    # its own option of the rate gives way; of equal accuracies the first counts
+    assert state.choices["clips"]["fixed"] == {
+        "method.temperature": 0.2,
+        "optim.lr": 0.05,
+        "method.false_negatives.threshold": 0.5,
+    }
+
+
+def plan_lr(page):
+    return config.load(page.parent / "base.yaml").optim.lr
+
+
+def test_a_value_that_was_run_before_is_not_run_again(page):
+    page.write_text(PAGE.replace("optim.lr: [0.05, 0.2]", f"optim.lr: [{plan_lr(page)}, 0.2]"))
+    states, _ = chosen(page, lambda cfg: 0.5)
+    assert states[1] == ["simclr: temperature=0.1,lr=0.2"]
+
+
+def test_failed_runs_are_not_chosen_and_all_failing_is_an_error(page):
+    folder = page.parent / "tune/clips/simclr"
+    lr = plan_lr(page)
+    first = folder / f"temperature=0.1,lr={lr}"
+
+    def accuracy(cfg):
+        return None if cfg.method.temperature == 0.1 else 0.1
+
+    _, state = chosen(page, accuracy, failed={first})
+    assert state.choices["clips"]["simclr"]["method.temperature"] == 0.2
+    both = {first, folder / f"temperature=0.2,lr={lr}"}
+    with pytest.raises(UserError, match="clips, simclr: all runs that choose method.temperature"):
+        chosen(page, lambda cfg: None, failed=both)
+
+
+def test_a_study_chooses_before_its_runs_and_reports_what(page):
+    folder = page.parent
+    words = ("--cfg", page, "--output-dir", "out")
+    early = tool("study", *words, cwd=folder)
+    assert early.returncode == 1 and "run the same command with --tune" in early.stderr
+    listed = tool("study", *words, "--tune", "--dry-run", cwd=folder)
+    assert listed.stdout.count("# clips, simclr temperature=") == 2
+    done = tool("study", *words, "--tune", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    tuning = json.loads((folder / "out/tuning.json").read_text())["clips"]
+    assert len(tuning["simclr"]["accuracies"]) in (3, 4)
+    best = max(tuning["fixed"]["accuracies"].values())
+    threshold = tuning["fixed"]["options"]["method.false_negatives.threshold"]
+    assert tuning["fixed"]["accuracies"][f"threshold={threshold}"] == best
+    runs = {run.name: run.cfg for run in plan(read_study(page), folder / "out")}
+    options = tuning["simclr"]["options"]
+    assert runs["simclr"].optim.lr == runs["fixed"].optim.lr == options["optim.lr"]
+    assert runs["fixed"].method.temperature == options["method.temperature"]
+    assert runs["fixed"].train.epochs == 2 and not runs["fixed"].data.validation
+    assert runs["supcon"].optim.lr == plan_lr(page)
+    report = tool("study", *words, "--arms", "simclr", cwd=folder)
+    assert report.returncode == 0, report.stderr
+    text = (folder / "out/study.md").read_text()
+    assert "chosen on held-out training videos" in text and f"threshold={threshold}" in text
+    # runs that are finished are not repeated
+    again = tool("study", *words, "--tune", cwd=folder)
+    assert again.returncode == 0 and "started in" not in again.stderr
+    (folder / "out/tuning.json").write_text('{"clips": {"simclr": 1}}')
+    damaged = tool("study", *words, "--dry-run", cwd=folder)
+    assert damaged.returncode == 1 and "is damaged" in damaged.stderr
+
+
+@pytest.mark.parametrize(
+    "old,new,message",
+    [
+        ("as: simclr", "as: fixed", "as=fixed: must be an arm of the grid above it"),
+        ("[0.5, 0.9]", "0.5", "method.false_negatives.threshold: must be a list of values"),
+        ("    fixed:", "    fixd:", "tune: no arm 'fixd'; did you mean 'fixed'"),
+        (GRID, "simclr: 3", "simclr: must be a mapping of options"),
+        ("  options: [data.validation=0.5, ", "  options: [", "must hold out videos"),
+        ("  options: [data", "  seed: -1\n  options: [data", "seed=-1: must be a whole number"),
+        ("  options:", "  option:", "unknown key 'option'; did you mean 'options'"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(page, old, new, message):
+    page.write_text(PAGE.replace(old, new))
+    with pytest.raises(UserError) as error:
+        chosen(page, lambda cfg: 0.5)
+    assert message in str(error.value)
