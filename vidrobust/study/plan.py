@@ -10,6 +10,7 @@ from vidrobust.config.find import find_config
 from vidrobust.config.yaml_text import read_page
 from vidrobust.study.claims import Claim, read_claims
 from vidrobust.study.tuning import Choices, Tuning, read_choices, read_tuning, words_of
+from vidrobust.study.until import Until, read_until
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
@@ -32,6 +33,7 @@ class Study:
         skip: name of a data set -> arms that are not run on it.
         options: name of a data set -> options of its runs.
         claims: what papers claim about the arms.
+        until: accuracy at which the training of all arms stops; None: it does not.
         tune: options that are chosen by held-out videos, before the runs; None: none.
         config_file: config file of the study.
     """
@@ -46,6 +48,7 @@ class Study:
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     claims: Sequence[Claim] = ()
     tune: Tuning | None = None
+    until: Until | None = None
     config_file: Path = Path("study.yaml")
 
 
@@ -60,6 +63,8 @@ class Arm:
         cfg: configuration of the run.
         folder: folder of the run.
         needs: folders of the runs that this one starts from.
+        until: when its training stops before its time; None: it does not.
+        check: configuration of the evaluation by which `until` is checked.
     """
 
     dataset: str
@@ -68,6 +73,8 @@ class Arm:
     cfg: config.Config
     folder: Path
     needs: tuple[Path, ...] = ()
+    until: Until | None = None
+    check: config.Config | None = None
 
     @property
     def label(self) -> str:
@@ -98,7 +105,8 @@ def read_study(path: str | Path) -> Study:
     _check_folder_names(content, path)
     claims = read_claims(content.pop("claims", []), path)
     tune = read_tuning(content.pop("tune", None), path, content["arms"])
-    study = Study(**content, claims=claims, tune=tune, config_file=path)
+    until = read_until(content.pop("until", None), path)
+    study = Study(**content, claims=claims, tune=tune, until=until, config_file=path)
     _check_references(study, path)
     return study
 
@@ -237,9 +245,22 @@ def plan(
                         *words_of(choices.get(dataset, {}).get(name, {})),
                     ]
                     cfg, needs = load_run(study, out, dataset, words, root, seed, overrides)
+                    check = None
+                    if study.until is not None:
+                        words += study.until.options
+                        check, _ = load_run(study, out, dataset, words, root, seed, overrides)
+                        _require_held_out(study, check)
                     folder = _folder(out, dataset, name, seed)
-                    runs.append(Arm(dataset, name, seed, cfg, folder, needs))
+                    runs.append(Arm(dataset, name, seed, cfg, folder, needs, study.until, check))
     return runs
+
+
+def _require_held_out(study: Study, cfg: config.Config) -> None:
+    """Raise UserError where runs hold out no videos on which an accuracy could be reached."""
+    if not cfg.data.validation:
+        raise UserError(
+            f"{study.config_file}: until: runs must hold out videos, as data.validation=0.1 does"
+        )
 
 
 def load_run(

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vidrobust import checkpoint, config
 from vidrobust.evaluation import check_evaluation, evaluate
 from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.study.arm_table import FinishedRun
 from vidrobust.study.plan import Arm
+from vidrobust.study.until import Checks, Until, read_checks, write_checks
 from vidrobust.training.loop import train
 from vidrobust.training.run_folder import check_output
 from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, read_metrics
+from vidrobust.utils.readable import percent
 
 # Options that may differ between two commands of the same study: they change no result, or its
 # rounding alone.
@@ -73,7 +76,7 @@ def require_same(arm: Arm, remedy: str = "set --output-dir") -> None:
 def finished(arms: Sequence[Arm]) -> list[FinishedRun]:
     """Return the runs that have been measured."""
     return [
-        FinishedRun(arm, read_summary(_summary_of(arm)), _removal(arm))
+        FinishedRun(arm, read_summary(_summary_of(arm)), _removal(arm), _shortfalls(arm))
         for arm in arms
         if is_finished(arm)
     ]
@@ -118,25 +121,72 @@ def run_arm(arm: Arm, *, overwrite: bool = False, remedy: str = "set --output-di
     summary = _summary_of(arm)
     if not summary.is_file():
         log.info(f"{arm.label}: {arm.folder}")
+        if arm.until is not None:
+            _train_until(arm, arm.until)
         # Training writes backbone.pt last.
-        if not (arm.folder / "backbone.pt").is_file():
+        elif not (arm.folder / "backbone.pt").is_file():
             _train(arm)
         state = checkpoint.read_checkpoint(arm.folder)
-        # model.weights may have set options of the model
-        cfg = replace(arm.cfg, model=checkpoint.configuration(state, str(arm.folder)).model)
+        cfg = _with_model_of(state, arm.folder, arm.cfg)
+        if arm.until is not None:  # held-out videos have decided when to stop
+            cfg = replace(cfg, data=replace(cfg.data, validation=0.0))
         evaluate(cfg, state, summary.parent)
     return read_summary(summary)
 
 
-def _train(arm: Arm) -> None:
-    """Train a run, from its newest sound checkpoint if there is one."""
+def _with_model_of(state: dict[str, Any], folder: Path, cfg: config.Config) -> config.Config:
+    """Return a configuration with the model's options that model.weights may have set."""
+    return replace(cfg, model=checkpoint.configuration(state, str(folder)).model)
+
+
+def _train_until(arm: Arm, until: Until) -> None:
+    """Train a run until its linear probe is right on enough held-out videos.
+
+    A run that was killed goes on from its newest checkpoint, and repeats no check.
+
+    Args:
+        arm: the run.
+        until: when to stop.
+    """
+    assert arm.check is not None
+    checks = read_checks(arm.folder) or Checks(until.accuracy, {}, False)
+    while not checks.is_over:
+        stop = max(checks.accuracies, default=0) + until.steps
+        _train(arm, stop)
+        state = checkpoint.read_checkpoint(arm.folder)
+        step = int(state["step"])
+        cfg = _with_model_of(state, arm.folder, arm.check)
+        summary = evaluate(cfg, state, arm.folder / "eval" / f"until_{step}")
+        acc = summary.representation["trained_probe"].acc
+        log.info(f"{arm.label}: {percent(acc)} on held-out videos after {step} steps")
+        is_over = acc >= until.accuracy or step < stop
+        checks = Checks(until.accuracy, {**checks.accuracies, step: acc}, is_over)
+        with distributed.together():
+            if distributed.rank() == 0:
+                write_checks(arm.folder, checks)
+
+
+def _shortfalls(arm: Arm) -> tuple[str, ...]:
+    """Return what a run was to reach and did not."""
+    checks = None if arm.until is None else read_checks(arm.folder)
+    return (checks.shortfall,) if checks is not None and checks.shortfall else ()
+
+
+def _train(arm: Arm, stop: int = 0) -> None:
+    """Train a run, from its newest sound checkpoint if there is one.
+
+    Args:
+        arm: the run.
+        stop: see `train`.
+    """
     distributed.start(arm.cfg.device)
     # What the evaluation would refuse is refused before the training, which may take days.
     with distributed.main_first():
         check_evaluation(arm.cfg)
     with distributed.together():
         newest = checkpoint.newest_sound(arm.folder / "checkpoints")
-    train(arm.cfg, arm.folder, newest[0] if newest else None, overwrite=newest is None)
+    resume = newest[0] if newest else None
+    train(arm.cfg, arm.folder, resume, overwrite=newest is None, stop=stop)
 
 
 def _summary_of(arm: Arm) -> Path:

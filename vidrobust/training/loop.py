@@ -41,7 +41,12 @@ __all__ = ["NonFinite", "Stopped", "train"]
 
 
 def train(
-    cfg: config.Config, out: Path, resume: Path | None = None, *, overwrite: bool = False
+    cfg: config.Config,
+    out: Path,
+    resume: Path | None = None,
+    *,
+    overwrite: bool = False,
+    stop: int = 0,
 ) -> Path:
     """Train the configured method.
 
@@ -54,6 +59,8 @@ def train(
         out: folder of the run.
         resume: checkpoint to continue from; None: train from the beginning.
         overwrite: delete what an earlier run has written to the folder.
+        stop: number of steps after which training ends before its time, with a checkpoint from
+            which it can go on; its schedules are those of the whole run. 0: the whole run.
 
     Returns:
         The last checkpoint.
@@ -68,6 +75,7 @@ def train(
     start_logging(None, quiet=distributed.rank() != 0)
     cfg = with_weights_options(cfg)
     run = build_run(cfg, out, device, resume)
+    run.stop = min(stop, run.total) if stop else run.total
     with ExitStack() as folder:
         with distributed.together():
             if run.main:
@@ -91,7 +99,7 @@ def _train(run: TrainingRun) -> Path:
     with noted_stop_signals() as stop_signals:
         _steps(run, stop_signals)
     if run.main:
-        if run.start >= run.total:
+        if run.start >= run.total == run.stop:
             log.info(f"training was complete at step {run.total}")
         last = checkpoint.read_checkpoint(checkpoints / "last.pt")
         checkpoint.write_atomic(run.out / "backbone.pt", checkpoint.measured_backbone(last))
@@ -151,10 +159,10 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
     with _progress_of(run) as progress, worker_deaths(run.dataset):
         shown = ShownClips(run, progress.metrics)
         share = cfg.train.batch_size // distributed.world()
-        reads = (run.total - run.start) * share
+        reads = (run.stop - run.start) * share
         run.dataset.keep_in_memory(cfg.data.in_memory, reads, cfg.data.workers)
         batches = iter(batch_loader(run.dataset, train_batches(run), cfg.data.workers))
-        for step in range(run.start, run.total):
+        for step in range(run.start, run.stop):
             # 1. Data. All ranks leave together, before a step, so that no completed step is lost.
             batch, loader_error = _next_batch(batches, run)
             progress.data_arrived()
@@ -191,7 +199,7 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
                 unusual.report()
 
             # 5. Checkpoint. A full disk ends the run on all ranks.
-            if done == run.total or done % cfg.train.checkpoint_every == 0:
+            if done == run.stop or done % cfg.train.checkpoint_every == 0:
                 with distributed.together():
                     if run.main:
                         run.save(done)

@@ -39,7 +39,7 @@ def train_batches(run: TrainingRun) -> TrainBatches:
         cfg.train.batch_size,
         cfg.seed,
         run.start,
-        run.total,
+        run.stop or run.total,
         distributed.rank(),
         distributed.world(),
     )

@@ -38,6 +38,7 @@ class TrainingRun:
         bad: videos that did not decode on any rank, and why.
         notes: warnings to log once the log is open.
         complexity: size and cost of the model, for the log.
+        stop: steps after which this process ends; 0: `total`.
         saved: steps of the newest checkpoint that this run has written, -1 for none.
     """
 
@@ -57,6 +58,7 @@ class TrainingRun:
     bad: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     complexity: Complexity | None = None
+    stop: int = 0
     saved: int = -1
 
     @property
