@@ -43,6 +43,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "robust",
         "corruption",
         "measures",
+        "studies",
         "retrieval",
         "leaderboard",
         "evaluation",

@@ -33,6 +33,7 @@ from vidrobust.study.plan import chosen
 from vidrobust.study.run import is_finished, validated
 from vidrobust.study.side_by_side import run_side_by_side
 from vidrobust.study.tuned_runs import Progress, progress, tuning_lines, write_tuning
+from vidrobust.study.tuning import read_choices
 from vidrobust.study.verdicts import verdict_lines, verdicts
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
@@ -59,6 +60,11 @@ def main() -> None:
     if args.dry_run or args.verdicts:
         _print_only(args, study, runs, all_runs)
         return
+    if study.tune is not None and read_choices(args.output_dir) is None:
+        raise UserError(
+            f"{args.cfg}: options are chosen on held-out videos first; run the same command with"
+            " --tune"
+        )
     start_logging(None, quiet=not common.is_main())
     report = _Report(study, all_runs, args)
     # runs that were finished before change no report

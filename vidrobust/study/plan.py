@@ -209,7 +209,8 @@ def plan(
 ) -> list[Arm]:
     """List all runs of a study.
 
-    They are ordered by seed, so that a study that is stopped early has complete comparisons.
+    They are ordered by seed, so that a study that is stopped early has complete comparisons. What
+    `tune` has chosen is part of their options.
 
     Args:
         study: the study.
@@ -218,22 +219,13 @@ def plan(
         roots: name of a data set -> its folder.
 
     Raises:
-        UserError: for options that the configuration refuses, for unknown data sets in `roots`, and
-            for options that are to be chosen first.
+        UserError: for options that the configuration refuses, and for unknown data sets in `roots`.
     """
     for name in roots or {}:
         if name not in study.datasets:
             raise UserError(f"--data {name}: no such data set{nearest(name, list(study.datasets))}")
     # Seeds are the outer loop, so that all arms of a seed come before the next seed.
-    choices: Choices = {}
-    if study.tune is not None:
-        found = read_choices(out)
-        if found is None:
-            raise UserError(
-                f"{study.config_file}: options are chosen on held-out videos first; run the same"
-                " command with --tune"
-            )
-        choices = found
+    choices: Choices = (read_choices(out) if study.tune else None) or {}
     runs = []
     for seed in study.seeds:
         for dataset in study.datasets:
