@@ -28,6 +28,8 @@ profile      seconds of the phases of a training step, compared with the bare pa
              turn; on the training split
 growth       seconds of a training step by clips, frames, resolution and steps of an attack,
              compared with the number of operations, on random clips
+images       images per second of CPU time that one core trains by SimCLR, compared with a plain
+             loop of torch in turn; on the training split
 probes       seconds of fitting all settings of protocol.rates and protocol.decays at once, compared
              with torch's SGD, on 10,000 random features of 512 dimensions and 101 classes
 """
@@ -46,6 +48,7 @@ from vidrobust.benchmarks.negative_views import print_negatives
 from vidrobust.benchmarks.nt_xent import print_losses
 from vidrobust.benchmarks.pass_precision import print_passes
 from vidrobust.benchmarks.probe_sweep import print_probes
+from vidrobust.benchmarks.small_images import print_small_images
 from vidrobust.benchmarks.step_growth import print_growth
 from vidrobust.benchmarks.step_memory import print_step_memory
 from vidrobust.benchmarks.step_profile import print_profile
@@ -109,6 +112,7 @@ _PRINTERS: dict[str, Callable[[config.Config, argparse.Namespace], None]] = {
     "passes": lambda cfg, args: print_passes(cfg, args.rounds),
     "growth": lambda cfg, args: print_growth(cfg, args.rounds),
     "profile": lambda cfg, args: print_profile(cfg, args.rounds),
+    "images": lambda cfg, args: print_small_images(cfg, args.rounds),
     "probes": lambda cfg, args: print_probes(cfg, rounds=args.rounds),
 }
 _COMMANDS = ("attacks", *_PRINTERS)
