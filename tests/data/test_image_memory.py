@@ -8,7 +8,15 @@ from PIL import Image
 
 from tests.helpers import children_begin_with, same_batch, tiny_cifar10
 from vidrobust.config import AugmentConfig, DataConfig
-from vidrobust.data import TrainBatches, batch_loader, build_records, image_memory, train_dataset
+from vidrobust.data import (
+    EvalBatches,
+    TrainBatches,
+    batch_loader,
+    build_records,
+    eval_dataset,
+    image_memory,
+    train_dataset,
+)
 from vidrobust.data.image_memory import read_into_memory
 from vidrobust.data.records import Record
 from vidrobust.utils.errors import UserError
@@ -37,8 +45,8 @@ def batches(root, wanted, augment=None, clips=2, workers=0, cfg=CFG, **options):
     """Three epochs of four batches, and the data set that they come from."""
     cfg = replace(cfg, root=str(root / "data"), twins=str(root / "twins"))
     records, _ = build_records(cfg, "train")
+    cfg = replace(cfg, in_memory=wanted)
     dataset = train_dataset(cfg, augment or AugmentConfig(), records, clips, 3, **options)
-    dataset.keep_in_memory(wanted, 36, workers)
     keys = TrainBatches(len(records), 3, 3, 0, 12)
     return list(batch_loader(dataset, keys, workers)), dataset
 
@@ -78,28 +86,40 @@ def test_pixels_come_from_memory_alone(folder, tmp_path):
     cfg = replace(CFG, root=str(tmp_path / "data"))
     records, _ = build_records(cfg, "train")
     dataset = train_dataset(cfg, AugmentConfig(jitter_prob=0, gray=0, blur=0), records, 1, 0)
-    dataset.keep_in_memory("true", 0, 0)
+    dataset.keep_in_memory(4, 0)
     for record in records:
         Image.new("RGB", (40, 40), "white").save(record.path)
     sample = dataset[0, 2]
     assert np.unique(sample["clips"].numpy()).tolist() == [120]
 
 
-def test_auto_keeps_what_is_read_twice_and_fits(folder, monkeypatch):
+def test_auto_keeps_what_is_needed_and_fits(folder, monkeypatch):
     _, dataset = batches(folder, "auto")
-    assert dataset.images is not None
-    dataset.images = None
-    dataset.keep_in_memory("auto", 2 * COUNT - 1, 0)
-    assert dataset.images is None
-    monkeypatch.setattr(image_memory, "MOST_BYTES", COUNT * 40 * 48 * 3)
-    dataset.keep_in_memory("auto", 2 * COUNT, 0)
-    assert dataset.images is not None
-    dataset.images = None
-    monkeypatch.setattr(image_memory, "MOST_BYTES", COUNT * 40 * 48 * 3 - 1)
-    dataset.keep_in_memory("auto", 2 * COUNT, 0)
-    assert dataset.images is None
-    dataset.keep_in_memory("true", 0, 0)
-    assert dataset.images is not None
+    size = COUNT * 40 * 48 * 3
+
+    def is_kept(wanted, reads, limit=size):
+        monkeypatch.setattr(image_memory, "MOST_BYTES", limit)
+        dataset.images = None
+        dataset.in_memory = wanted
+        dataset.keep_in_memory(reads, 0)
+        return dataset.images is not None
+
+    assert is_kept("auto", COUNT // 2 + 1) and not is_kept("auto", COUNT // 2)
+    assert not is_kept("auto", COUNT, limit=size - 1)
+    assert is_kept("true", 0, limit=size - 1) and not is_kept("false", COUNT)
+
+
+def test_evaluations_read_them_too(folder):
+    cfg = replace(CFG, root=str(folder / "data"))
+    records, _ = build_records(cfg, "train")
+    found = []
+    for wanted in ("false", "auto"):
+        dataset = eval_dataset(replace(cfg, in_memory=wanted), records, 1)
+        found.append(list(batch_loader(dataset, EvalBatches(list(range(COUNT)), 5), 0)))
+        assert (dataset.images is not None) == (wanted == "auto")
+    for a, b in zip(*found, strict=True):
+        assert same_batch(a, b) and a.failed == b.failed
+    assert sum(len(batch.failed) for batch in found[1]) == 1
 
 
 @pytest.mark.parametrize("name", ["other.png", "clip.avi"])
@@ -137,7 +157,7 @@ def test_arrays_of_torchvision_are_kept_too(tmp_path, monkeypatch):
     cfg = DataConfig(name="cifar10", root=str(root), frames=1, short_side=32, size=32, workers=0)
     records, _ = build_records(cfg, "train")
     datasets = [train_dataset(cfg, AugmentConfig(), records, 2, 0) for _ in range(2)]
-    datasets[1].keep_in_memory("true", 0, 0)
+    datasets[1].keep_in_memory(len(records), 0)
     assert datasets[1].images.is_held.all()
     keys = [(0, index) for index in range(len(records))]
     assert same_batch(*(dataset.__getitems__(keys) for dataset in datasets))

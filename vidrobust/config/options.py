@@ -169,8 +169,8 @@ class DataConfig:
     )
     in_memory: str = option(
         "auto",
-        "training keeps images of one size in memory, and reads each file once; auto: up to 1.5"
-        " GiB on each rank, if they are read at least twice",
+        "images of one size are read into memory, once; auto: up to 1.5 GiB on each rank, if more"
+        " than half of them are needed",
         choices=("auto", "true", "false"),
     )
     classes: list[str] = option(

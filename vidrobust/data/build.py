@@ -361,6 +361,7 @@ def train_dataset(  # noqa: PLR0913  (public function, whose signature stays)
         timeout_s=cfg.timeout_s,
         replace=True,
         views=views,
+        in_memory=cfg.in_memory,
         corrupt=corrupt,
         fade=epochs if augment.fade else 0,
         original=original_view,
@@ -479,6 +480,7 @@ def eval_dataset(
         _centre(cfg),
         backend=cfg.backend,
         timeout_s=cfg.timeout_s,
+        in_memory=cfg.in_memory,
         crops=crops,
     )
 

@@ -158,9 +158,6 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
     unusual = UnusualVideos(run)
     with _progress_of(run) as progress, worker_deaths(run.dataset):
         shown = ShownClips(run, progress.metrics)
-        share = cfg.train.batch_size // distributed.world()
-        reads = (run.stop - run.start) * share
-        run.dataset.keep_in_memory(cfg.data.in_memory, reads, cfg.data.workers)
         batches = iter(batch_loader(run.dataset, train_batches(run), cfg.data.workers))
         for step in range(run.start, run.stop):
             # 1. Data. All ranks leave together, before a step, so that no completed step is lost.
