@@ -75,6 +75,17 @@ def test_each_option_is_chosen_with_those_before_it(page):
     }
 
 
+def test_lists_and_slashes_in_the_names_of_folders(page):
+    grid = "simclr: {method.adversary.threats: [[linf-2/255], [linf-4/255, l2-1]]}"
+    page.write_text(
+        PAGE.replace(GRID, grid).replace("simclr: []", "simclr: [method.adversary.name=clae]")
+    )
+    states, state = chosen(page, lambda cfg: len(cfg.method.adversary.threats) / 4)
+    assert states[0] == ["simclr: threats=linf-2_255", "simclr: threats=linf-4_255+l2-1"]
+    best = {"method.adversary.threats": ["linf-4/255", "l2-1"]}
+    assert state.choices["clips"]["simclr"] == best
+
+
 def plan_lr(page):
     return config.load(page.parent / "base.yaml").optim.lr
 

@@ -114,9 +114,15 @@ def _candidate(
         )
     # all options of the arm's grid, so that two ways to the same values are one run
     keys = study.tune.steps(arm)
-    label = ",".join(f"{key.rsplit('.', 1)[-1]}={config.get(cfg, key)}" for key in keys)
+    label = ",".join(f"{key.rsplit('.', 1)[-1]}={_shown(config.get(cfg, key))}" for key in keys)
     folder = out / _FOLDER / dataset / arm / label
     return Arm(dataset, f"{arm} {label}", study.tune.seed, cfg, folder)
+
+
+def _shown(value: Any) -> str:
+    """Return the value of an option for the name of a folder, such as `linf-4_255`."""
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("/", "_")
 
 
 def write_tuning(out: Path, state: Progress) -> None:
