@@ -8,7 +8,7 @@ import pytest
 
 from tests.study.helpers import finished_runs
 from vidrobust import config
-from vidrobust.study import Study, read_study
+from vidrobust.study import Study, read_study, write_study
 from vidrobust.study.claims import Claim
 from vidrobust.study.outcomes import video_measure
 from vidrobust.study.verdicts import DID_NOT, HELD, UNDECIDED, verdict_lines, verdicts
@@ -131,6 +131,24 @@ def test_a_slope_over_a_dial(tmp_path):
     assert row.test.values == pytest.approx(by_seed)
 
 
+@pytest.mark.usefixtures("whole_reports")
+def test_the_report_has_verdicts_and_pictures_of_dials_and_distances(tmp_path):
+    levels = {"simclr": (0.9, 0.5), "supcon": (0.9, 0.7)}
+    runs = runs_with(tmp_path / "runs", levels, ("few", "many"), seeds=2)
+    for run in runs:
+        run.summary.geometry["trained"].class_distances = [[0.1, 0.5], [0.5, None]]
+    dial = replace(CLAIM, dial={"few": 0.1, "many": 0.5}, dial_name="false negatives")
+    dial = replace(dial, measures=["robust linf-0.01"])
+    study = study_of(dial, datasets=("few", "many"))
+    write_study(study, runs, tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    for picture in ("dial_0_0.png", "few_distances.png", "many_distances.png"):
+        assert picture in text and (tmp_path / picture).stat().st_size > 5000
+    (entry,) = json.loads((tmp_path / "verdicts.json").read_text())
+    assert entry["claim"] == "susceptibility" and entry["dataset"] == "few, many"
+    assert "SimCLR is less robust | Gupta et al. 2022 | slope of" in text
+
+
 def test_missing_seeds_other_options_and_shortfalls_are_noted(tmp_path):
     levels = {"simclr": (0.8, 0.4), "supcon": (0.8, 0.6)}
     runs = runs_with(tmp_path, levels, supcon=["optim.lr=0.7", "method.temperature=0.3"])
@@ -218,3 +236,35 @@ def test_a_claim_that_does_not_fit_is_refused(tmp_path, old, new, message):
     with pytest.raises(UserError) as error:
         read_study(path)
     assert message in str(error.value)
+
+
+def test_smallest_perturbations_and_margins(tmp_path):
+    sizes = {"a": 0.1, "b": 0.4, "c": 0.2, "wrong": 0.0, "holds": None}
+    rows = [
+        {
+            "uid": uid,
+            "label": 1,
+            "clean_pred": 0 if uid == "wrong" else 1,
+            "threat": "l2-1",
+            "robust": size is None,
+            "measured": size,
+        }
+        for uid, size in sizes.items()
+    ]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    margins = {"a": 0.1, "b": 0.8, "c": -0.1, "wrong": 0.5, "holds": None}
+    lines = [{"uid": uid, "label": 1, "margin": margin} for uid, margin in margins.items()]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    smallest, per_margin = (video_measure(f"{kind} l2-1") for kind in ("smallest", "per_margin"))
+    found = smallest.read(tmp_path)
+    assert found["wrong"] == [0.0, 0.0] and found["holds"] == [float("inf"), 1.0]
+    every = np.ones((1, 5))
+    # of 0.1, 0.2, 0.4 and a larger one; and of 1 and 0.5
+    assert smallest.reduce(every, np.array(list(found.values())))[0] == 0.2
+    quotients = per_margin.read(tmp_path)
+    assert quotients["a"] == [pytest.approx(1.0), 1.0] and quotients["c"][1] == 0
+    assert per_margin.reduce(every, np.array(list(quotients.values())))[0] == pytest.approx(0.5)
+    # drawn more often, a video counts more often
+    weights = np.array([[1, 5, 1, 1, 0]])
+    assert smallest.reduce(weights, np.array(list(found.values())))[0] == 0.4
+    assert np.isnan(smallest.reduce(every, np.array([[0.1, 0.0]] * 5))[0])

@@ -96,7 +96,12 @@ from vidrobust.evaluation.representation.multi_label import (
 )
 from vidrobust.evaluation.representation.protocol_spec import FitInputs, Fitted
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
-from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sensitivity_of
+from vidrobust.evaluation.representation.space import (
+    ALIGNED,
+    geometry_of,
+    sensitivity_of,
+    video_margins,
+)
 from vidrobust.evaluation.results import (
     claim,
     decoding_failures,
@@ -617,8 +622,9 @@ def _represent(
     if representation.probe is not None:
         distributed.broadcast(representation.probe.parameters())
     if distributed.rank() == 0:
-        lines = [json.dumps(row) + "\n" for row in representation.rows()]
-        _write(run.out / "predictions.jsonl", "".join(lines))
+        margin_of = video_margins(queries[0])
+        rows = [row | {"margin": margin_of.get(row["uid"])} for row in representation.rows()]
+        _write(run.out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         write_class_tables(run.out, representation.confusions(), run.classes)
     first = gallery[0] if gallery else None
     own = fitted[0][1].head if fitted else None

@@ -9,7 +9,17 @@ from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
 ABOVE, BELOW = "above", "below"
-_TEXTS = ("name", "source", "says", "arm", "against", "expected", "beyond", "evaluation")
+_TEXTS = (
+    "name",
+    "source",
+    "says",
+    "arm",
+    "against",
+    "expected",
+    "beyond",
+    "dial_name",
+    "evaluation",
+)
 _NEEDED = ("name", "source", "says", "arm", "against", "measures", "expected")
 
 
@@ -32,6 +42,7 @@ class Claim:
         datasets: data sets that it is tested on; none: all.
         dial: data set -> a number that differs between the data sets, such as the fraction of false
             negatives. The claim is then about the slope of the difference over that number.
+        dial_name: what the dial is, for figures.
         evaluation: eval.name of another evaluation of the same runs; empty: the study's.
     """
 
@@ -46,6 +57,7 @@ class Claim:
     beyond: str = ""
     datasets: Sequence[str] = ()
     dial: Mapping[str, float] = field(default_factory=dict)
+    dial_name: str = ""
     evaluation: str = ""
 
     @property

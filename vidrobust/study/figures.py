@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,13 @@ import numpy as np
 
 from vidrobust.evaluation.report import drawing
 from vidrobust.study.arm_table import FinishedRun, Table
+from vidrobust.study.claims import Claim
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_MAPS = 4  # arms whose distances between classes are drawn
 
 
 def draw_robust(path: Path, runs: Sequence[FinishedRun], table: Table) -> bool:
@@ -152,6 +156,76 @@ def draw_margins(path: Path, runs: Sequence[FinishedRun], table: Table) -> bool:
         xlabel="margin of a sample (above 0: nearer to its own class)",
         ylabel="fraction of test samples",
     )
+    return _save(figure, axes, path)
+
+
+def draw_distances(path: Path, runs: Sequence[FinishedRun], table: Table) -> bool:
+    """Draw the cosine distances between classes, means over seeds: a map for each of four arms.
+
+    Args:
+        path: the picture.
+        runs: runs of one data set.
+        table: what `summarise` returns for this data set.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    maps: dict[str, Any] = {}
+    for name in table:
+        found = [
+            np.array(run.summary.geometry["trained"].class_distances, float)
+            for run in runs
+            if run.arm.name == name and run.summary.geometry
+            if run.summary.geometry["trained"].class_distances is not None
+        ]
+        if found and len(maps) < _MAPS:
+            maps[name] = np.mean(found, 0)
+    if not maps:
+        return False
+    figure = drawing.new_figure(3.0 * len(maps) + 0.8, 3, dpi=150)
+    all_axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    top = max(float(np.nanmax(distances)) for distances in maps.values())
+    for axes, (name, distances) in zip(all_axes, maps.items(), strict=True):
+        image = axes.imshow(distances, vmin=0, vmax=top, cmap="viridis")
+        axes.set(title=drawing.label(name), xlabel="class")
+    all_axes[0].set_ylabel("class")
+    figure.colorbar(image, ax=list(all_axes), label="mean cosine distance")
+    drawing.save(figure, path)
+    return True
+
+
+def draw_dial(path: Path, claim: Claim, measure: str, tables: Mapping[str, Table]) -> bool:
+    """Draw a measure of a claim's two arms over its dial, with intervals over seeds.
+
+    Args:
+        path: the picture.
+        claim: a claim with a dial.
+        measure: name of the measure.
+        tables: data set -> what `summarise` returns for it.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    figure, axes = _figure()
+    is_empty = True
+    for number, name in enumerate((claim.arm, claim.against)):
+        spreads = {
+            x: tables[dataset][name].measures[measure]
+            for dataset, x in sorted(claim.dial.items(), key=lambda item: item[1])
+            if dataset in tables and name in tables[dataset]
+            if measure in tables[dataset][name].measures
+        }
+        if spreads:
+            is_empty = False
+            means = [spread.mean for spread in spreads.values()]
+            halves = [spread.half or 0 for spread in spreads.values()]
+            style = _style(number)
+            axes.errorbar(
+                list(spreads), means, halves, label=drawing.label(name), capsize=3, **style
+            )
+    if is_empty:
+        return False
+    axes.set(xlabel=drawing.label(claim.dial_name or "dial"), ylabel=drawing.label(measure))
     return _save(figure, axes, path)
 
 

@@ -32,9 +32,16 @@ def video_measure(name: str) -> VideoMeasure | None:
     """Return how to make a measure of numbers of each video; None if it is not made of them.
 
     Args:
-        name: name of a measure, as in `arm_table.summarise`.
+        name: name of a measure, as in `arm_table.summarise`; also "smallest THREAT", the median
+            size of the smallest perturbations that an attack such as fmn finds within a budget, of
+            the videos that are right without, and "per_margin THREAT", the same of the size divided
+            by the margin of the video's features.
     """
     kind, _, threat = name.partition(" ")
+    if kind == "smallest" and threat:
+        return VideoMeasure(lambda folder: _smallest(folder, threat), _median)
+    if kind == "per_margin" and threat:
+        return VideoMeasure(lambda folder: _per_margin(folder, threat), _median)
     if kind in ("robust", "kept") and threat:
         reduce = _mean if kind == "robust" else _fraction
         return VideoMeasure(lambda folder: _attacked(folder, threat), reduce)
@@ -50,6 +57,39 @@ def _fraction(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Return the sum of the first number by that of the second, 0 where both are 0."""
     part, whole = (weights @ numbers[:, column] for column in (0, 1))
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _median(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return the weighted median of the first number, where the second is 1; NaN without any."""
+    order = np.argsort(numbers[:, 0], kind="stable")
+    values, counted = numbers[order].T
+    below = (weights[:, order] * counted).cumsum(1)
+    if not counted.any():
+        return np.full(len(weights), np.nan)
+    return values[(below >= below[:, -1:] / 2).argmax(1)]
+
+
+def _smallest(folder: Path, threat: str) -> ByVideo:
+    """Return the size of each video's smallest perturbation, and whether it counts."""
+    sizes: ByVideo = {}
+    for row in _rows(folder / "results.jsonl"):
+        if row["threat"] == threat:
+            # a video that withstands the budget has a larger, unknown one
+            withstands = row["robust"] or row["measured"] is None
+            size = float("inf") if withstands else float(row["measured"])
+            sizes[row["uid"]] = [size, float(row["clean_pred"] == row["label"])]
+    return sizes
+
+
+def _per_margin(folder: Path, threat: str) -> ByVideo:
+    """Return the size of each smallest perturbation by the margin, and whether it counts."""
+    margins = {row["uid"]: row.get("margin") for row in _rows(folder / "predictions.jsonl")}
+    quotients: ByVideo = {}
+    for uid, (size, counts) in _smallest(folder, threat).items():
+        margin = margins.get(uid) or 0.0
+        is_known = margin > 0
+        quotients[uid] = [size / margin if is_known else 0.0, counts * is_known]
+    return quotients
 
 
 def _attacked(folder: Path, threat: str) -> ByVideo:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from vidrobust.evaluation.report import tables as markdown
 from vidrobust.study.arm_table import Spread, Table, summarise
-from vidrobust.study.figures import draw_margins, draw_robust, draw_space
+from vidrobust.study.figures import (
+    draw_dial,
+    draw_distances,
+    draw_margins,
+    draw_robust,
+    draw_space,
+)
 from vidrobust.study.plan import Study
 from vidrobust.study.study_export import csv_text, latex_text
 from vidrobust.study.study_page import write_study_page
@@ -25,7 +31,12 @@ from vidrobust.utils.readable import percent
 
 # Ending of a file that is written if asked for -> its text.
 EXPORTS = {"csv": csv_text, "tex": latex_text}
-_FIGURES = {"robust": draw_robust, "space": draw_space, "margins": draw_margins}
+_FIGURES = {
+    "robust": draw_robust,
+    "space": draw_space,
+    "margins": draw_margins,
+    "distances": draw_distances,
+}
 _GEOMETRY = (
     "alignment",
     "uniformity",
@@ -111,6 +122,11 @@ def _write_study(
         found = verdicts(study, runs)
         write_verdicts(out / f"verdicts{suffix}.json", found)
         lines += verdict_lines(found)
+        for number, claim in enumerate(study.claims):
+            for place, measure in enumerate(claim.measures if claim.dial else ()):
+                picture = f"dial_{number}_{place}{suffix}.png"
+                if draw_dial(out / picture, claim, measure, tables):
+                    lines.append(markdown.image(f"{claim.name}: {measure}", picture) + "\n")
     for dataset, table in tables.items():
         dataset_runs = [run for run in runs if run.arm.dataset == dataset]
         lines += _heading(study, dataset, dataset_runs, overrides)

@@ -1,6 +1,7 @@
 """Test the claims of a study by its finished runs."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -135,6 +136,8 @@ def _judged(
     if test is None or test.half is None or row.p is None:
         seeds = 0 if test is None else 1
         return replace(row, reason=f"{seeds} common seeds, at least 2 are needed")
+    if not math.isfinite(test.mean):
+        return replace(row, reason="half of the videos withstand the largest budget")
     signed = claim.sign * test.mean
     if row.p < _LEVEL:
         if signed < 0:

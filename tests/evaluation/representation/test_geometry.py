@@ -11,6 +11,7 @@ from vidrobust.evaluation.representation import geometry
 from vidrobust.evaluation.representation.geometry import (
     alignment,
     breakaway_risk,
+    class_distances,
     describe,
     effective_rank,
     linear_cka,
@@ -100,6 +101,34 @@ def test_margins_match_plain_loops():
         margins(x, labels - 3)
     with pytest.raises(ValueError, match="the 3 samples are of 1"):
         margins(x[:3], torch.zeros(3, dtype=torch.long))
+
+
+def test_distances_between_classes_match_plain_loops():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 4, generator=generator)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 3, 3])  # no sample of class 2
+    found = class_distances(x, labels)
+    for a, b in itertools.product(range(4), repeat=2):
+        cosines = [
+            1 - float(torch.cosine_similarity(x[i], x[j], dim=0))
+            for i, j in itertools.product(range(9), repeat=2)
+            if i != j and labels[i] == a and labels[j] == b
+        ]
+        if cosines:
+            assert float(found[a, b]) == pytest.approx(statistics.fmean(cosines), abs=1e-6)
+        else:
+            assert math.isnan(found[a, b])
+    measures = describe(x[:, None], labels)
+    present = [0, 1, 3]
+    within = statistics.fmean(float(found[k, k]) for k in present)
+    assert measures.distance_within == pytest.approx(within)
+    pairs = itertools.permutations(present, 2)
+    between = statistics.fmean(float(found[a, b]) for a, b in pairs)
+    assert measures.distance_between == pytest.approx(between)
+    assert measures.class_distances[2] == [None] * 4
+    # a class of one sample has no pair within it
+    single = describe(x[:5, None], torch.tensor([0, 0, 0, 0, 1]))
+    assert single.class_distances[1][1] is None and single.distance_within is not None
 
 
 def test_well_separated_classes_have_larger_margins():

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 _BLOCK = 2**24  # distances computed at a time, 64 MiB
 _CONSTANT = 1e-9  # of a norm: smaller deviations are rounding errors
+_MOST_CLASSES = 20  # whose distances to each other are kept
 _SAMPLES = 8192  # largest number of samples whose pairwise distances are in memory at once
 
 
@@ -118,6 +119,25 @@ def margins(x: Tensor, labels: Tensor) -> Margins:
         float(own.mean()),
         float(between_scatter / within_scatter),
     )
+
+
+def class_distances(x: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cosine distance 1 - cos between samples of each two classes, (K, K).
+
+    The diagonal holds distances within a class, of pairs i != j; NaN for a class with one sample,
+    and for classes without. x has shape (N, D), labels (N,).
+
+    Raises:
+        ValueError: for samples without a label.
+    """
+    x = F.normalize(x.double(), dim=1)
+    classes = _classes(labels)
+    sums = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device)
+    sums.index_add_(0, labels, x)
+    counts = torch.bincount(labels, minlength=classes).to(x.dtype)
+    pairs = counts[:, None] * counts - counts.diag()
+    # |sum of a class|^2 also counts each sample with itself, whose cosine is 1
+    return 1 - (sums @ sums.T - counts.diag()) / pairs
 
 
 # --- Dimension and similarity of representations ---
@@ -327,6 +347,9 @@ class Geometry:
         margin_quantiles: margins at .05, .25, .5, .75 and .95.
         margin_histogram: counts of margins in 40 bins of equal width from -1 to 1. The outer bins
             also count what lies beyond.
+        distance_within: mean cosine distance of samples of one class, mean over classes.
+        distance_between: the same of samples of two classes, mean over pairs of classes.
+        class_distances: `class_distances`, for at most 20 classes; None where NaN.
     """
 
     alignment: float | None = None
@@ -341,6 +364,9 @@ class Geometry:
     margin_negative: float | None = None
     margin_quantiles: list[float] | None = None
     margin_histogram: list[float] | None = None
+    distance_within: float | None = None
+    distance_between: float | None = None
+    class_distances: list[list[float | None]] | None = None
 
 
 def describe(features: Tensor, labels: Tensor, views: Tensor | None = None) -> Geometry:
@@ -376,7 +402,20 @@ def describe(features: Tensor, labels: Tensor, views: Tensor | None = None) -> G
     measures.margin_quantiles = torch.quantile(by_class.sample, levels).tolist()
     bins = torch.histc(by_class.sample.clamp(-1, 1).cpu(), 40, -1, 1)
     measures.margin_histogram = bins.tolist()
+    _add_distances(measures, class_distances(x, labels))
     return measures
+
+
+def _add_distances(measures: Geometry, distances: Tensor) -> None:
+    """Set the measures of distances between classes; see `Geometry`."""
+    known = distances[~distances.isnan().all(1)][:, ~distances.isnan().all(0)]
+    inside = torch.eye(len(known), dtype=torch.bool, device=known.device)
+    within = known[inside & ~known.isnan()]
+    measures.distance_within = float(within.mean()) if len(within) else None
+    measures.distance_between = float(known[~inside].mean())
+    if len(distances) <= _MOST_CLASSES:
+        rows = distances.tolist()
+        measures.class_distances = [[None if x != x else x for x in row] for row in rows]
 
 
 # --- Helpers ---

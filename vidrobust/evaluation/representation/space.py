@@ -1,6 +1,7 @@
 """Summarise geometry and sensitivity for summary.json."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -11,7 +12,7 @@ from vidrobust import config
 from vidrobust.attacks import Predict
 from vidrobust.data import ClipDataset, Record, eval_dataset, train_dataset
 from vidrobust.evaluation.adversarial.targets import clip_units
-from vidrobust.evaluation.representation.geometry import Geometry, describe
+from vidrobust.evaluation.representation.geometry import Geometry, describe, margins
 from vidrobust.evaluation.representation.sensitivity import Sensitivity, measure_sensitivity
 from vidrobust.models import Model
 from vidrobust.models.feature_store import Features, SharedStore
@@ -62,6 +63,22 @@ def geometry_of(
     return {
         name: describe(test.features, test.labels, pair.features)
         for name, test, pair in zip(("trained", "random"), queries, views, strict=False)
+    }
+
+
+def video_margins(videos: Features) -> dict[str, float]:
+    """Return uid -> margin of the middle clip of each video; nothing for fewer than two classes.
+
+    Args:
+        videos: features of the test videos.
+    """
+    if len(videos.labels.unique()) < 2 or bool((videos.labels < 0).any()):
+        return {}
+    middle = videos.features[:, videos.features.shape[1] // 2].float()
+    found = margins(middle, videos.labels).sample.tolist()
+    # features that are not finite have no margin
+    return {
+        uid: margin for uid, margin in zip(videos.uids, found, strict=True) if math.isfinite(margin)
     }
 
 
