@@ -144,6 +144,8 @@ def test_the_report_has_verdicts_and_pictures_of_dials_and_distances(tmp_path):
     text = (tmp_path / "study.md").read_text()
     for picture in ("dial_0_0.png", "few_distances.png", "many_distances.png"):
         assert picture in text and (tmp_path / picture).stat().st_size > 5000
+    page = (tmp_path / "study.html").read_text()
+    assert "SimCLR is less robust" in page and "slope of robust linf-0.01" in page
     (entry,) = json.loads((tmp_path / "verdicts.json").read_text())
     assert entry["claim"] == "susceptibility" and entry["dataset"] == "few, many"
     assert "SimCLR is less robust | Gupta et al. 2022 | slope of" in text

@@ -188,6 +188,8 @@ def draw_distances(path: Path, runs: Sequence[FinishedRun], table: Table) -> boo
     for axes, (name, distances) in zip(all_axes, maps.items(), strict=True):
         image = axes.imshow(distances, vmin=0, vmax=top, cmap="viridis")
         axes.set(title=drawing.label(name), xlabel="class")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(integer=True)
     all_axes[0].set_ylabel("class")
     figure.colorbar(image, ax=list(all_axes), label="mean cosine distance")
     drawing.save(figure, path)

@@ -86,22 +86,40 @@ def write_study(
     """
     command = "the same command, which repeats no finished run"
     name = report_name(study, overrides)
+    found = verdicts(study, runs) if study.claims else []
+    above = [*verdict_lines(found), *tuning_lines(out)]
     with markdown.repeatable(out / f"{name}.md", command):
-        tables = _write_study(study, runs, out, missing, overrides)
+        tables = _write_study(study, runs, out, missing, overrides, above)
+        if study.claims:
+            write_verdicts(out / f"verdicts{name.removeprefix('study')}.json", found)
     for suffix, text_of in EXPORTS.items():
         if suffix in extra:
             path = out / f"{name}.{suffix}"
             with markdown.repeatable(path, command), replacing(path) as file:
                 file.write(text_of(study, runs, tables).encode("utf-8", "backslashreplace"))
     with markdown.repeatable(out / f"{name}.html", command):
-        write_study_page(out / f"{name}.html", study, runs, tables, missing, overrides)
+        write_study_page(out / f"{name}.html", study, runs, tables, missing, overrides, above)
     return tables
 
 
 def _write_study(
-    study: Study, runs: Runs, out: Path, missing: int, overrides: Sequence[str]
+    study: Study,
+    runs: Runs,
+    out: Path,
+    missing: int,
+    overrides: Sequence[str],
+    above: Sequence[str],
 ) -> dict[str, Table]:
-    """Write study.json, study.md and its figures; see `write_study`."""
+    """Write study.json, study.md and its figures.
+
+    Args:
+        study: see `write_study`, and also for the other arguments.
+        runs: the finished runs.
+        out: folder of the study.
+        missing: number of runs that are not finished.
+        overrides: options of the command line.
+        above: Markdown to show above the data sets.
+    """
     tables = summarise(study, runs)
     out.mkdir(parents=True, exist_ok=True)
     name = report_name(study, overrides)
@@ -117,16 +135,12 @@ def _write_study(
     if missing:
         lines += [f"Not finished: {missing} of {missing + len(runs)} runs of the study.", ""]
     lines += _options(study, overrides)
-    lines += tuning_lines(out)
-    if study.claims:
-        found = verdicts(study, runs)
-        write_verdicts(out / f"verdicts{suffix}.json", found)
-        lines += verdict_lines(found)
-        for number, claim in enumerate(study.claims):
-            for place, measure in enumerate(claim.measures if claim.dial else ()):
-                picture = f"dial_{number}_{place}{suffix}.png"
-                if draw_dial(out / picture, claim, measure, tables):
-                    lines.append(markdown.image(f"{claim.name}: {measure}", picture) + "\n")
+    lines += above
+    for number, claim in enumerate(study.claims):
+        for place, measure in enumerate(claim.measures if claim.dial else ()):
+            picture = f"dial_{number}_{place}{suffix}.png"
+            if draw_dial(out / picture, claim, measure, tables):
+                lines.append(markdown.image(f"{claim.name}: {measure}", picture) + "\n")
     for dataset, table in tables.items():
         dataset_runs = [run for run in runs if run.arm.dataset == dataset]
         lines += _heading(study, dataset, dataset_runs, overrides)

@@ -82,6 +82,7 @@ def write_study_page(
     tables: Mapping[str, Table],
     missing: int = 0,
     overrides: Sequence[str] = (),
+    above: Sequence[str] = (),
 ) -> None:
     """Write study.html.
 
@@ -92,12 +93,13 @@ def write_study_page(
         tables: data set -> what `summarise` returns for it.
         missing: number of runs that are not finished.
         overrides: options of the command line.
+        above: Markdown to show above the data sets: verdicts on claims, and options chosen.
 
     Raises:
         UserError: if the page would be too large even without tables seed by seed.
     """
     for details in _DETAILS:
-        text = _page(path, study, runs, tables, missing, overrides, details)
+        text = _page(path, study, runs, tables, missing, overrides, above, details)
         size = len(text.encode())
         if size <= LARGEST:
             write_page(path, text)
@@ -115,6 +117,7 @@ def _page(
     tables: Mapping[str, Table],
     missing: int,
     overrides: Sequence[str],
+    above: Sequence[str],
     details: int,
 ) -> str:
     """Return the page; see `write_study_page`.
@@ -126,6 +129,7 @@ def _page(
         tables: data set -> what `summarise` returns for it.
         missing: number of runs that are not finished.
         overrides: options of the command line.
+        above: see `write_study_page`.
         details: number of measures that are shown seed by seed.
     """
     verdicts = []
@@ -149,6 +153,7 @@ def _page(
         common=without_overridden(study.common, overrides),
         overrides=overrides,
         baseline=study.baseline,
+        above=html_of(list(above), path.parent),
         parts=parts,
     )
 
