@@ -151,6 +151,8 @@ def tuning_lines(out: Path) -> list[str]:
             )
             rows.append([dataset, arm, chosen or "-", tried or "-"])
     return [
+        "## Chosen options",
+        "",
         (
             "Options that were chosen on held-out training videos, one after the other, by the"
             " accuracy of the linear probe:"

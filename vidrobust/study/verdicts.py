@@ -26,8 +26,8 @@ from vidrobust.study.study_text import number
 from vidrobust.utils.atomic_files import replacing
 
 _TITLES = [
-    *("claim", "source", "prediction", "data", "measured"),
-    *("n", "seeds", "d", "p", "verdict"),
+    *("claim", "verdict", "measured", "prediction", "data"),
+    *("n", "seeds", "d", "p", "source"),
 ]
 HELD, DID_NOT, UNDECIDED = "held", "did not hold", "undecided"
 _LEVEL = 0.05
@@ -326,8 +326,10 @@ def verdict_lines(rows: Sequence[Verdict]) -> list[str]:
     if not rows:
         return []
     lines = [
+        "## Claims",
+        "",
         (
-            "Claims. measured: mean difference over seeds ± half of its 95 % interval over seeds"
+            "measured: mean difference over seeds ± half of its 95 % interval over seeds"
             " and test videos, percentage points; d: mean by standard deviation over seeds; p:"
             " corrected for the number of tests (Holm)."
         ),
@@ -345,18 +347,21 @@ def _row(row: Verdict) -> list[str]:
     """Return the cells of a verdict."""
     test = row.test
     verdict = f"{row.verdict} ({row.reason})" if row.reason else row.verdict
-    cells = [row.says, row.source, row.prediction, row.dataset]
     if test is None:
-        return [*cells, "-", "-", "0", "-", "-", verdict]
+        cells = [row.says, verdict, "-", row.prediction, row.dataset]
+        return [*cells, "-", "0", "-", "-", row.source]
     half = "" if test.half is None else f" ± {number(100 * test.half, 1)}"
     return [
-        *cells,
+        row.says,
+        verdict,
         f"{number(100 * test.mean, 1)}{half}",
+        row.prediction,
+        row.dataset,
         str(test.videos),
         str(len(test.values)),
         "-" if test.effect is None else number(test.effect, 1),
         "-" if row.p is None else f"{row.p:.2g}",
-        verdict,
+        row.source,
     ]
 
 
