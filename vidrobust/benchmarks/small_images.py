@@ -113,7 +113,7 @@ def measure_small_images(cfg: config.Config, rounds: int) -> ImageRates:
 
 
 class _PlainLoop:
-    """What a short script does: images in a tensor, a whole batch augmented by one call each.
+    """A training loop as in a short script: images in a tensor, augmented a batch at a time.
 
     Changes of hue are left out, which makes it faster.
 
