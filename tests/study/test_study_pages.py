@@ -37,8 +37,11 @@ def test_claims_are_about_what_is_measured(path):
     study = read_study(path)
     runs = plan(study, Path("out"))
     for claim in study.claims:
-        evaluations = [run.cfg.eval for run in runs if run.name in (claim.arm, claim.against)]
-        assert evaluations
+        places = claim.datasets or claim.dial or study.datasets
+        arms = (claim.arm, claim.against)
+        measured = {(r.dataset, r.name): r.cfg.eval for r in runs if r.name in arms}
+        # no data set skips an arm of its claims
+        evaluations = [measured[place, arm] for place in places for arm in arms]
         for measure in [*claim.measures, *([claim.beyond] if claim.beyond else [])]:
             kind, _, threat = measure.partition(" ")
             for options in evaluations if not claim.evaluation else ():
@@ -46,6 +49,10 @@ def test_claims_are_about_what_is_measured(path):
                     assert threat in options.threats and parse_threat(threat).eps > 0
                 elif kind in ("mpc", "rpc"):
                     assert options.corruption.names
+                elif kind == "shift":
+                    assert options.shift.name
+                elif kind == "acc":
+                    assert threat in options.bias
                 else:
                     assert kind in {"probe", "clean", *_GEOMETRY}
 
