@@ -515,6 +515,26 @@ def test_the_command_line_chooses_a_part_of_a_study(page):
         read_study(page.parent / "none.yaml")
 
 
+def test_a_study_may_change_another_one(page):
+    other = page.parent / "other.yaml"
+    other.write_text(
+        "_BASE_: study.yaml\nseeds: [7]\narms: {simclr: [], byol: [method.name=byol]}\n"
+    )
+    with pytest.raises(UserError, match="no arm 'supcon'"):  # a comparator of the base
+        read_study(other)
+    other.write_text(other.read_text() + "comparators: []\n")
+    study, base = read_study(other), read_study(page)
+    assert (list(study.arms), study.seeds, study.config_file) == (["simclr", "byol"], [7], other)
+    assert (study.common, study.datasets) == (base.common, base.datasets)
+    for text, reason in (
+        ("_BASE_: none.yaml\n", "_BASE_=none.yaml: no such file beside it"),
+        ("_BASE_: other.yaml\n", "has a base itself; name that one"),
+    ):
+        (page.parent / "third.yaml").write_text(text)
+        with pytest.raises(UserError, match=reason):
+            read_study(page.parent / "third.yaml")
+
+
 @pytest.mark.parametrize("path", sorted(REPO.glob("configs/study_*.yaml")), ids=lambda p: p.stem)
 def test_every_config_file_has_matched_runs_and_states_its_command(path):
     runs = plan(read_study(path), Path("out"))

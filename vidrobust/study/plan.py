@@ -14,6 +14,8 @@ from vidrobust.study.until import Until, read_until
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
+_BASE = "_BASE_"
+
 
 @dataclass(frozen=True)
 class Study:
@@ -96,7 +98,7 @@ def read_study(path: str | Path) -> Study:
     if not path.exists():
         raise UserError(f"{path}: no such study; give the path of its config file")
     # References such as ${data.root} are resolved by the configuration of each run, not now.
-    content = read_page(path, str(path), "a study")
+    content = _with_base(path)
     keys = [item.name for item in fields(Study) if item.name != "config_file"]
     for key in content:
         if key not in keys:
@@ -109,6 +111,25 @@ def read_study(path: str | Path) -> Study:
     study = Study(**content, claims=claims, tune=tune, until=until, config_file=path)
     _check_references(study, path)
     return study
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    """Return the content of a config file, whose keys replace those of the file under `_BASE_`.
+
+    Raises:
+        UserError: for a base that is missing, or that has a base itself.
+    """
+    content = read_page(path, str(path), "a study")
+    name = content.pop(_BASE, None)
+    if name is None:
+        return content
+    base = path.parent / str(name)
+    if not isinstance(name, str) or not base.is_file():
+        raise UserError(f"{path}: {_BASE}={shown(name)}: no such file beside it")
+    below = read_page(base, str(base), "a study")
+    if _BASE in below:
+        raise UserError(f"{path}: {_BASE}: {base} has a base itself; name that one")
+    return below | content
 
 
 def _check_types(content: Mapping[str, Any], path: Path) -> None:
