@@ -51,7 +51,7 @@ def test_claims_are_about_what_is_measured(path):
                     assert options.corruption.names
                 elif kind == "shift":
                     assert options.shift.name
-                elif kind == "acc":
+                elif kind in ("acc", "bias"):
                     assert threat in options.bias
                 else:
                     assert kind in {"probe", "clean", *_GEOMETRY}

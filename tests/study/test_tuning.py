@@ -7,7 +7,7 @@ import pytest
 from tests.helpers import tiny, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.study import plan, read_study
-from vidrobust.study.tuned_runs import progress
+from vidrobust.study.tuned_runs import progress, tuning_lines, write_tuning
 from vidrobust.utils.errors import UserError
 
 PAGE = """
@@ -88,6 +88,24 @@ def test_lists_and_slashes_in_the_names_of_folders(page):
 
 def plan_lr(page):
     return config.load(page.parent / "base.yaml").optim.lr
+
+
+def test_a_choice_at_the_end_of_its_values_is_marked(page, tmp_path):
+    page.write_text(PAGE.replace("[0.5, 0.9]", "[0.5, 0.7, 0.9]"))
+
+    def accuracy(cfg):
+        return 1 - abs(cfg.method.false_negatives.threshold - 0.7) - cfg.optim.lr
+
+    _, state = chosen(page, accuracy)
+    # fixed takes over the rate, which is at an end, and chooses the middle threshold
+    assert state.ends["clips"] == {"simclr": ["method.temperature", "optim.lr"]}
+    write_tuning(tmp_path, state)
+    text = "\n".join(tuning_lines(tmp_path))
+    assert "optim.lr=0.05 (end)" in text and "method.false_negatives.threshold=0.7 |" in text
+    names = GRID.replace("[0.1, 0.2]", "[0.2]").replace("[0.05, 0.2]", "[0.2]")
+    page.write_text(page.read_text().replace(GRID, names))
+    _, state = chosen(page, accuracy)
+    assert state.ends["clips"] == {}  # of one value there is no end
 
 
 def test_a_value_that_was_run_before_is_not_run_again(page):

@@ -202,6 +202,12 @@ def _tune(args: argparse.Namespace) -> None:
             log.warning(f"{len(problems)} runs failed, and their values are not chosen")
         now = state()
     write_tuning(args.output_dir, now)
+    for dataset, arms in now.ends.items():
+        for arm, options in arms.items():
+            log.warning(
+                f"{dataset}, {arm}: {', '.join(options)}: the best value is the smallest or the"
+                " largest; a better one may lie beyond, add values"
+            )
     print("\n".join(tuning_lines(args.output_dir)))
 
 

@@ -25,12 +25,15 @@ class Progress:
         waiting: runs that decide next.
         choices: what is chosen already.
         scores: data set -> arm -> values of the options of a run -> its accuracy.
+        ends: data set -> arm -> options whose value is the smallest or largest that was tried, so
+            that a better one may lie beyond.
         is_complete: whether everything is chosen.
     """
 
     waiting: list[Arm] = field(default_factory=list)
     choices: Choices = field(default_factory=dict)
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    ends: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     is_complete: bool = True
 
 
@@ -60,6 +63,7 @@ def progress(
     for dataset in study.datasets:
         state.choices[dataset] = {}
         state.scores[dataset] = {}
+        state.ends[dataset] = {}
         for arm in study.tune.grid:
             if arm in study.skip.get(dataset, ()):
                 continue
@@ -84,6 +88,8 @@ def progress(
                 if len(missing) == len(runs):
                     raise UserError(f"{dataset}, {arm}: all runs that choose {option} have failed")
                 picked[option] = _best(values, [found[run.folder] for run in runs])
+                if _is_end(picked[option], values):
+                    state.ends[dataset].setdefault(arm, []).append(option)
             else:
                 state.choices[dataset][arm] = picked
     return state
@@ -93,6 +99,13 @@ def _best(values: Sequence[Any], accuracies: Sequence[float | None]) -> Any:
     """Return the value with the highest accuracy, the first of several."""
     known = [-1.0 if acc is None else acc for acc in accuracies]
     return values[known.index(max(known))]
+
+
+def _is_end(value: Any, values: Sequence[Any]) -> bool:
+    """Return whether a value is the smallest or the largest of several numbers."""
+    if len(values) < 2 or not all(isinstance(each, int | float) for each in values):
+        return False
+    return bool(value in (min(values), max(values)))
 
 
 def _candidate(
@@ -129,7 +142,11 @@ def write_tuning(out: Path, state: Progress) -> None:
     """Write the choices, and the accuracies that decided, to tuning.json."""
     content = {
         dataset: {
-            arm: {"options": options, "accuracies": state.scores[dataset].get(arm, {})}
+            arm: {
+                "options": options,
+                "at_end": state.ends[dataset].get(arm, []),
+                "accuracies": state.scores[dataset].get(arm, {}),
+            }
             for arm, options in arms.items()
         }
         for dataset, arms in state.choices.items()
@@ -145,7 +162,11 @@ def tuning_lines(out: Path) -> list[str]:
     rows = []
     for dataset, arms in read_json(out / TUNING, "delete it").items():
         for arm, entry in arms.items():
-            chosen = ", ".join(f"{key}={value}" for key, value in entry["options"].items())
+            at_end = entry.get("at_end", [])
+            chosen = ", ".join(
+                f"{key}={value}{' (end)' if key in at_end else ''}"
+                for key, value in entry["options"].items()
+            )
             tried = ", ".join(
                 f"{label}: {percent(acc)}" for label, acc in entry["accuracies"].items()
             )
@@ -155,7 +176,8 @@ def tuning_lines(out: Path) -> list[str]:
         "",
         (
             "Options that were chosen on held-out training videos, one after the other, by the"
-            " accuracy of the linear probe:"
+            " accuracy of the linear probe. (end): the smallest or largest value that was tried, so"
+            " that a better one may lie beyond."
         ),
         "",
         *markdown.table(["data", "arm", "chosen", "accuracies on the held-out videos"], *rows),
