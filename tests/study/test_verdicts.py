@@ -270,3 +270,27 @@ def test_smallest_perturbations_and_margins(tmp_path):
     weights = np.array([[1, 5, 1, 1, 0]])
     assert smallest.reduce(weights, np.array(list(found.values())))[0] == 0.4
     assert np.isnan(smallest.reduce(every, np.array([[0.1, 0.0]] * 5))[0])
+
+
+def test_videos_as_views_and_of_another_data_set(tmp_path):
+    views = [
+        {"uid": "a", "label": 1, "name": "conflict", "predicted": 1, "other": 2},
+        {"uid": "b", "label": 1, "name": "conflict", "predicted": 2, "other": 2},
+        {"uid": "c", "label": 1, "name": "conflict", "predicted": 3, "other": 2},
+        {"uid": "d", "label": 1, "name": "conflict", "predicted": 1, "other": 1},
+        {"uid": "a", "label": 1, "name": "patch", "predicted": 0, "other": None},
+        {"uid": "b", "label": 1, "name": "patch", "predicted": None, "other": None},
+    ]
+    (tmp_path / "bias.jsonl").write_text("".join(json.dumps(r) + "\n" for r in views))
+    assert video_measure("acc patch").read(tmp_path) == {"a": [0.0], "b": [0.0]}
+    acc, bias = (video_measure(f"{kind} conflict") for kind in ("acc", "bias"))
+    assert acc.read(tmp_path) == {"a": [1.0], "b": [0.0], "c": [0.0], "d": [1.0]}
+    cues = bias.read(tmp_path)
+    # of two that follow a cue one follows the first; with no second cue there is no bias
+    assert bias.reduce(np.ones((1, 4)), np.array(list(cues.values())))[0] == 0.5
+    shift = [
+        {"uid": "a", "label": 1, "of": "own", "predicted": 1},
+        {"uid": "a", "label": 1, "of": "other", "predicted": 0},
+    ]
+    (tmp_path / "shift.jsonl").write_text("".join(json.dumps(r) + "\n" for r in shift))
+    assert video_measure("shift").read(tmp_path) == {"a": [0.0]}

@@ -38,13 +38,9 @@ def video_measure(name: str) -> VideoMeasure | None:
             by the margin of the video's features.
     """
     kind, _, threat = name.partition(" ")
-    if kind == "smallest" and threat:
-        return VideoMeasure(lambda folder: _smallest(folder, threat), _median)
-    if kind == "per_margin" and threat:
-        return VideoMeasure(lambda folder: _per_margin(folder, threat), _median)
-    if kind in ("robust", "kept") and threat:
-        reduce = _mean if kind == "robust" else _fraction
-        return VideoMeasure(lambda folder: _attacked(folder, threat), reduce)
+    if kind in _KINDS and threat:
+        read, reduce = _KINDS[kind]
+        return VideoMeasure(lambda folder: read(folder, threat), reduce)
     return _MEASURES.get(name)
 
 
@@ -129,12 +125,51 @@ def _corrupted(folder: Path) -> ByVideo:
     return {uid: [sum(hits) / len(hits), clean[uid]] for uid, hits in right.items()}
 
 
+def _seen(folder: Path, view: str) -> ByVideo:
+    """Return whether each video is right as a view of eval.bias."""
+    rows = _rows(folder / "bias.jsonl")
+    return {
+        row["uid"]: [float(row["predicted"] == row["label"])] for row in rows if row["name"] == view
+    }
+
+
+def _followed(folder: Path, view: str) -> ByVideo:
+    """Return whether a prediction follows the first of two cues, and whether it follows one."""
+    cues: ByVideo = {}
+    for row in _rows(folder / "bias.jsonl"):
+        if row["name"] == view:
+            apart = row["other"] is not None and row["other"] != row["label"]
+            first = float(apart and row["predicted"] == row["label"])
+            second = float(apart and row["predicted"] == row["other"])
+            cues[row["uid"]] = [first, first + second]
+    return cues
+
+
+def _shifted(folder: Path) -> ByVideo:
+    """Return whether each video of another data set is right."""
+    rows = _rows(folder / "shift.jsonl")
+    return {
+        row["uid"]: [float(row["predicted"] == row["label"])]
+        for row in rows
+        if row.get("of") == "other"
+    }
+
+
 def _rows(file: Path) -> Iterable[dict[str, Any]]:
     """Return the rows of a file of results; none if there is no such file."""
     return read_rows(file) if file.is_file() else ()
 
 
+_KINDS = {
+    "robust": (_attacked, _mean),
+    "kept": (_attacked, _fraction),
+    "smallest": (_smallest, _median),
+    "per_margin": (_per_margin, _median),
+    "acc": (_seen, _mean),
+    "bias": (_followed, _fraction),
+}
 _MEASURES = {
+    "shift": VideoMeasure(_shifted, _mean),
     "clean": VideoMeasure(_clean, _mean),
     "probe": VideoMeasure(_probed, _mean),
     "mpc": VideoMeasure(_corrupted, _mean),
