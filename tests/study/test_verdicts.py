@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.helpers import tiny, tiny_ucf101
 from tests.study.helpers import finished_runs
 from vidrobust import config
-from vidrobust.study import Study, read_study, write_study
+from vidrobust.study import Study, finished, plan, read_study, run_arm, write_study
+from vidrobust.study.arm_table import measures_by_seed
 from vidrobust.study.claims import Claim
 from vidrobust.study.outcomes import video_measure
 from vidrobust.study.verdicts import DID_NOT, HELD, UNDECIDED, verdict_lines, verdicts
@@ -294,3 +296,33 @@ def test_videos_as_views_and_of_another_data_set(tmp_path):
     ]
     (tmp_path / "shift.jsonl").write_text("".join(json.dumps(r) + "\n" for r in shift))
     assert video_measure("shift").read(tmp_path) == {"a": [0.0]}
+
+
+def test_measures_of_videos_are_those_of_the_summary(tmp_path):
+    """Of a run that was trained and measured."""
+    root = tiny_ucf101(tmp_path / "data")
+    words = [
+        f"data.root={root}",
+        "eval.threats=[linf-0,linf-1/255,linf-8/255]",
+        "eval.corruption.names=[contrast,fog]",
+        "eval.corruption.severities=[1,3]",
+        "eval.bias=[patch,shuffle,swapped]",
+        "eval.shift.name=ucf101",
+        f"eval.shift.root={tiny_ucf101(tmp_path / 'other')}",
+        "eval.name=study",
+    ]
+    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(*words))))
+    (tmp_path / "study.yaml").write_text("seeds: [0]\ndatasets: {c: base.yaml}\narms: {a: []}\n")
+    (arm,) = plan(read_study(tmp_path / "study.yaml"), tmp_path / "out")
+    run_arm(arm)
+    (run,) = finished([arm])
+    (measures,) = measures_by_seed([run], "c")["a"].values()
+    compared = set()
+    for name, value in measures.items():
+        kind = video_measure(name)
+        if kind is not None and value is not None:
+            numbers = np.array(list(kind.read(arm.folder / "eval/study").values()))
+            found = kind.reduce(np.ones((1, len(numbers))), numbers)[0]
+            assert found == pytest.approx(value), name
+            compared.add(name.split()[0])
+    assert {"probe", "clean", "robust", "kept", "mpc", "rpc", "acc", "shift"} <= compared
