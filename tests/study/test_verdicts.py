@@ -299,7 +299,7 @@ def test_videos_as_views_and_of_another_data_set(tmp_path):
 
 
 def test_measures_of_videos_are_those_of_the_summary(tmp_path):
-    """Of a run that was trained and measured."""
+    """Train and measure a run for it."""
     root = tiny_ucf101(tmp_path / "data")
     words = [
         f"data.root={root}",

@@ -89,6 +89,15 @@ class _ByMatrices(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
     ) -> Tensor:
+        """Return the convolution.
+
+        Args:
+            ctx: keeps what the gradient needs.
+            x: (B, C, H, W).
+            weight: (C_out, C, k, l).
+            stride: down and right.
+            padding: rows above and below, columns to the left and right.
+        """
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
         ctx.padding = padding

@@ -130,13 +130,7 @@ def draw_margins(path: Path, runs: Sequence[FinishedRun], table: Table) -> bool:
     edges = np.linspace(-1, 1, 41)
     all_arms = np.zeros(40)
     for number, name in enumerate(table):
-        histograms = [
-            run.summary.geometry["trained"].margin_histogram
-            for run in runs
-            if run.arm.name == name and run.summary.geometry
-        ]
-        counts = [np.array(histogram) for histogram in histograms if histogram is not None]
-        if counts:
+        if counts := _of_geometry(runs, name, "margin_histogram"):
             total = np.sum(counts, axis=0)
             all_arms += total
             style = _style(number)
@@ -172,12 +166,7 @@ def draw_distances(path: Path, runs: Sequence[FinishedRun], table: Table) -> boo
     """
     maps: dict[str, Any] = {}
     for name in table:
-        found = [
-            np.array(run.summary.geometry["trained"].class_distances, float)
-            for run in runs
-            if run.arm.name == name and run.summary.geometry
-            if run.summary.geometry["trained"].class_distances is not None
-        ]
+        found = _of_geometry(runs, name, "class_distances")
         if found and len(maps) < _MAPS:
             maps[name] = np.mean(found, 0)
     if not maps:
@@ -194,6 +183,19 @@ def draw_distances(path: Path, runs: Sequence[FinishedRun], table: Table) -> boo
     figure.colorbar(image, ax=list(all_axes), label="mean cosine distance")
     drawing.save(figure, path)
     return True
+
+
+def _of_geometry(runs: Sequence[FinishedRun], arm: str, key: str) -> list[np.ndarray]:
+    """Return a measure of the trained features of each run of an arm that has it.
+
+    Args:
+        runs: runs of one data set.
+        arm: name of the arm.
+        key: name of the measure.
+    """
+    spaces = [run.summary.geometry for run in runs if run.arm.name == arm]
+    found = [getattr(space["trained"], key) for space in spaces if space]
+    return [np.array(value, float) for value in found if value is not None]
 
 
 def draw_dial(path: Path, claim: Claim, measure: str, tables: Mapping[str, Table]) -> bool:
