@@ -29,7 +29,7 @@ def test_arms_are_matched_and_the_page_states_its_command(path):
         assert len({(r.cfg.train.batch_size, str(r.cfg.data.classes)) for r in here}) == 1
         assert len({(r.cfg.model.backbone, r.cfg.model.width, r.cfg.model.stem) for r in here}) == 1
         # arms that are about augmentation, or whose method prescribes one
-        others = ("_weak", "deacl", "deacl_fnr", "dynacl", "dynacl_fnr")
+        others = ("_weak", "_static", "deacl", "deacl_fnr", "dynacl", "dynacl_fnr")
         assert len({str(r.cfg.augment) for r in here if not r.name.endswith(others)}) == 1
 
 
@@ -39,7 +39,7 @@ def test_claims_are_about_what_is_measured(path):
     runs = plan(study, Path("out"))
     for claim in study.claims:
         places = claim.datasets or claim.dial or study.datasets
-        arms = (claim.arm, claim.against)
+        arms = [name for name in (claim.arm, claim.against) if name]
         measured = {(r.dataset, r.name): r.cfg.eval for r in runs if r.name in arms}
         # no data set skips an arm of its claims
         evaluations = [measured[place, arm] for place in places for arm in arms]
@@ -50,6 +50,8 @@ def test_claims_are_about_what_is_measured(path):
                     assert threat in options.threats and parse_threat(threat).eps > 0
                 elif kind in ("mpc", "rpc"):
                     assert options.corruption.names
+                elif kind == "gain":
+                    assert threat in ("probe", "knn")
                 elif kind == "shift":
                     assert options.shift.name
                 elif kind in ("acc", "bias"):

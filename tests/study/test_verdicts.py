@@ -21,9 +21,9 @@ CLAIM = Claim(
     "Gupta et al. 2022",
     "SimCLR is less robust",
     "simclr",
-    "supcon",
     ["robust linf-1"],
     "below",
+    "supcon",
 )
 VIDEOS = 400
 
@@ -102,6 +102,25 @@ def test_a_claim_that_holds_by_accuracy_alone_says_so(tmp_path):
     more = runs_with(tmp_path / "b", {"simclr": (0.9, 0.25), "supcon": (0.9, 0.45)})
     (row,) = verdicts(study_of(beyond), more)
     assert (row.verdict, row.reason) == (HELD, "")
+
+
+def test_a_gain_over_random_weights_needs_no_other_arm(tmp_path):
+    claim = replace(CLAIM, against="", measures=["gain probe"], expected="above")
+    runs = runs_with(tmp_path, {"simclr": (0.8, 0.4)})
+    rng = np.random.default_rng(1)
+    for run in runs:
+        rows = []
+        for number in range(VIDEOS):
+            trained, random = (rng.random(2) < (0.8, 0.5)).astype(int).tolist()
+            row = {"uid": f"{number}", "label": 1}
+            rows.append(row | {"trained_probe": trained, "random_probe": random})
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (run.arm.folder / "eval/pgd/predictions.jsonl").write_text(text)
+    (row,) = verdicts(study_of(claim), runs)
+    assert row.verdict == HELD and row.prediction == "gain probe: simclr above 0"
+    assert row.test.mean == pytest.approx(0.3, abs=0.05) and row.notes == ()
+    (row,) = verdicts(study_of(replace(claim, measures=["margin_mean"])), runs)
+    assert row.test.mean == pytest.approx(0.1)
 
 
 def test_a_slope_over_a_dial(tmp_path):

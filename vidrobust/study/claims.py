@@ -20,7 +20,7 @@ _TEXTS = (
     "dial_name",
     "evaluation",
 )
-_NEEDED = ("name", "source", "says", "arm", "against", "measures", "expected")
+_NEEDED = ("name", "source", "says", "arm", "measures", "expected")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Claim:
         source: who claims it.
         says: the claim, as a sentence.
         arm: name of the arm that it is about.
-        against: name of the arm that it is compared with.
+        against: name of the arm that it is compared with; empty: the measure itself is above or
+            below 0, as what the trained probe gains over that of random weights.
         measures: measures of `arm_table.summarise` that it is tested by, each a row.
         expected: whether the arm's measures are "above" or "below" the other's.
         relevant: smallest difference that counts. Where the interval excludes it, the claim did not
@@ -50,9 +51,9 @@ class Claim:
     source: str
     says: str
     arm: str
-    against: str
     measures: Sequence[str]
     expected: str
+    against: str = ""
     relevant: float = 0.0
     beyond: str = ""
     datasets: Sequence[str] = ()

@@ -35,7 +35,8 @@ def video_measure(name: str) -> VideoMeasure | None:
         name: name of a measure, as in `arm_table.summarise`; also "smallest THREAT", the median
             size of the smallest perturbations that an attack such as fmn finds within a budget, of
             the videos that are right without, and "per_margin THREAT", the same of the size divided
-            by the margin of the video's features.
+            by the margin of the video's features; and "gain probe" and "gain knn", how much more
+            accurate they are than with random weights.
     """
     kind, _, threat = name.partition(" ")
     if kind in _KINDS and threat:
@@ -110,6 +111,21 @@ def _probed(folder: Path) -> ByVideo:
     return {row["uid"]: [float(row.get("trained_probe") == row["label"])] for row in rows}
 
 
+def _gained(folder: Path, classifier: str) -> ByVideo:
+    """Return what training gains on each video over random weights: 1, 0 or -1.
+
+    Args:
+        folder: of the evaluation.
+        classifier: "probe" or "knn".
+    """
+    rows = _rows(folder / "predictions.jsonl")
+    hits = {
+        row["uid"]: [row.get(f"{w}_{classifier}") == row["label"] for w in ("trained", "random")]
+        for row in rows
+    }
+    return {uid: [float(trained) - float(random)] for uid, (trained, random) in hits.items()}
+
+
 def _corrupted(folder: Path) -> ByVideo:
     """Return the fraction of corruptions under which each video is right, and whether it is so."""
     right: dict[str, list[float]] = defaultdict(list)
@@ -167,6 +183,7 @@ _KINDS = {
     "per_margin": (_per_margin, _median),
     "acc": (_seen, _mean),
     "bias": (_followed, _fraction),
+    "gain": (_gained, _mean),
 }
 _MEASURES = {
     "shift": VideoMeasure(_shifted, _mean),

@@ -212,7 +212,7 @@ def _check_references(study: Study, path: Path) -> None:
     for skipped in study.skip.values():
         arms += skipped
     for claim in study.claims:
-        arms += [claim.arm, claim.against]
+        arms += [claim.arm, claim.against]  # an empty name is none
         for name in (*claim.datasets, *claim.dial):
             if name not in study.datasets:
                 near = nearest(name, list(study.datasets))

@@ -101,11 +101,12 @@ def _untested(
 ) -> Verdict:
     """Return a verdict that is still to be made; see `verdicts`."""
     what = f"slope of {measure} over {_dial_text(claim)}" if claim.dial else measure
+    other = claim.against or "0"
     return Verdict(
         claim.name,
         claim.source,
         claim.says,
-        f"{what}: {claim.arm} {claim.expected} {claim.against}",
+        f"{what}: {claim.arm} {claim.expected} {other}",
         ", ".join(places),
         measure,
         test,
@@ -226,12 +227,16 @@ def _values(
     measure: str,
     kind: VideoMeasure | None,
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Return seed -> numbers (videos, k) of the claim's two arms, for the seeds that both have."""
+    """Return seed -> numbers (videos, k) of the claim's two arms, for the seeds that both have.
+
+    Without another arm, its numbers are 0.
+    """
     if kind is None:
         table = measures_by_seed(runs, dataset)
         arm, other = (
             of_measure(table.get(name, {}), measure) for name in (claim.arm, claim.against)
         )
+        other = other if claim.against else dict.fromkeys(arm, 0.0)
         return {
             seed: (np.array([[arm[seed]]]), np.array([[other[seed]]]))
             for seed in arm
@@ -246,6 +251,11 @@ def _values(
         }
         for name in (claim.arm, claim.against)
     ]
+    if not claim.against:
+        by_arm[1] = {
+            seed: {uid: [0.0] * len(values) for uid, values in numbers.items()}
+            for seed, numbers in by_arm[0].items()
+        }
     return {
         seed: _aligned(numbers, by_arm[1][seed])
         for seed, numbers in by_arm[0].items()
@@ -280,7 +290,7 @@ def _notes(
 ) -> list[str]:
     """Return what a reader should know of a comparison."""
     notes = []
-    for name in (claim.arm, claim.against):
+    for name in filter(None, (claim.arm, claim.against)):
         for place in places:
             of_arm = [r for r in runs if (r.arm.dataset, r.arm.name) == (place, name)]
             missing = sorted(set(study.seeds) - {run.arm.seed for run in of_arm})
