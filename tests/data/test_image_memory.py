@@ -138,6 +138,25 @@ def test_other_sizes_and_videos_are_not_kept(folder, tmp_path, name):
     assert message.endswith("set data.in_memory=auto")
 
 
+def test_a_long_list_is_not_unpacked_for_videos_or_several_sizes(folder, tmp_path):
+    """Only the first records are looked at, of which there may be a million."""
+
+    class Long(list):
+        def __getitem__(self, index):
+            assert index < image_memory._AT_ONCE
+            return super().__getitem__(index)
+
+        def __iter__(self):
+            raise AssertionError("all records are unpacked")
+
+    good = next((folder / "data/train/class0").iterdir())
+    Image.new("RGB", (48, 41)).save(tmp_path / "other.png")
+    for second in ("other.png", "clip.avi"):
+        paths = [str(good), str(tmp_path / second)] * 50
+        records = Long(Record(str(i), path, 0) for i, path in enumerate(paths))
+        assert read_into_memory(records, "auto", backend="auto", timeout_s=0.0, workers=1) is None
+
+
 def test_images_whose_reader_dies_are_read_from_their_files(folder, monkeypatch):
     children_begin_with(
         monkeypatch,

@@ -115,6 +115,16 @@ def test_the_command_reports_an_arm_that_did_not_reach_it(page):
     assert json.loads((page.parent / "out/verdicts.json").read_text())[0]["verdict"] == "undecided"
 
 
+def test_another_accuracy_is_another_run(page, monkeypatch):
+    accuracies(monkeypatch, [1.0])
+    (arm,) = plan(read_study(page), page.parent / "out")
+    run_arm(arm)
+    page.write_text(PAGE.replace("0.99", "0.5"))
+    (arm,) = plan(read_study(page), page.parent / "out")
+    with pytest.raises(UserError, match="until an accuracy of 0.99, not 0.5; set --output-dir"):
+        run_arm(arm)
+
+
 @pytest.mark.parametrize(
     "old,new,message",
     [

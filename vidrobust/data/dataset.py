@@ -189,7 +189,7 @@ class ClipDataset(Dataset):
             timeout_s=self.timeout_s,
             workers=max(1, workers),
         )
-        self.images = read(list(self.records))
+        self.images = read(self.records)
         if self.images is not None and self.twins is not None:
             # a manifest describes the images, and not their twins
             twins = [Record(record.uid, self.twins(record.path), -1) for record in self.records]

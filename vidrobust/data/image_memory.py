@@ -1,6 +1,7 @@
 """Keep the images of a small data set in memory, so that training reads each file once."""
 
 import functools
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,24 +88,38 @@ def _read_all(
     Raises:
         _Unsuitable: they are not images, of several sizes, or with "auto" too many.
     """
-    if other := next((record for record in records if not is_image(record.path)), None):
-        raise _Unsuitable(f"{other.path} is not an image")
+    # The first images decide for most data sets, before a long list of records is unpacked.
+    head = [records[index] for index in range(min(len(records), _AT_ONCE))]
+    _require_images(head)
+    sizes = {image.shape for _, image in _images(head, backend, timeout_s, 1)}
+    if wanted == "auto" and any(len(records) * math.prod(size) > MOST_BYTES for size in sizes):
+        raise _Unsuitable("they are too large")
+    if wanted == "auto" and len(sizes) > 1:
+        raise _Unsuitable("they have several sizes")
+    every = [records[index] for index in range(len(records))]
+    _require_images(every)
     memory: ImageMemory | None = None
-    for index, image in _images(records, backend, timeout_s, workers):
+    for index, image in _images(every, backend, timeout_s, workers):
         if memory is None:
             if wanted == "auto" and len(records) * image.nbytes > MOST_BYTES:
-                raise _Unsuitable("they are too large")
+                raise _Unsuitable("they are too large")  # where none of the first decodes
             pixels = np.empty((len(records), *image.shape), np.uint8)
             memory = ImageMemory(pixels, np.zeros(len(records), bool))
         shape = memory.pixels.shape[1:]
         if image.shape != shape:
             raise _Unsuitable(
-                f"{records[index].path} has {image.shape[0]} x {image.shape[1]} pixels, others"
+                f"{every[index].path} has {image.shape[0]} x {image.shape[1]} pixels, others"
                 f" {shape[0]} x {shape[1]}"
             )
         memory.pixels[index] = image
         memory.is_held[index] = True
     return memory
+
+
+def _require_images(records: Sequence[Record]) -> None:
+    """Raise _Unsuitable for a record that is not an image."""
+    if other := next((record for record in records if not is_image(record.path)), None):
+        raise _Unsuitable(f"{other.path} is not an image")
 
 
 def _images(

@@ -21,7 +21,7 @@ from vidrobust.utils.readable import percent
 
 # Options that may differ between two commands of the same study: they change no result, or its
 # rounding alone.
-_FREE = (
+FREE = (
     "data.root=",
     "data.twins=",
     "eval.shift.root=",
@@ -57,12 +57,18 @@ def require_same(arm: Arm, remedy: str = "set --output-dir") -> None:
         return
     existing = config.load(config_file)
     # Under another eval.name the evaluation is another one, and may have other options.
-    free = _FREE if existing.eval.name == arm.cfg.eval.name else (*_FREE, "eval.")
+    free = FREE if existing.eval.name == arm.cfg.eval.name else (*FREE, "eval.")
     asked = arm.cfg
     # With amp=auto an order of memory that is asked for also decides the precision, else rounding
     # alone. Runs that began with an earlier default may go on.
     if asked.train.amp != "auto" or asked.train.channels_last == "auto":
         free = (*free, "train.channels_last=")
+    checks = None if arm.until is None else read_checks(arm.folder)
+    if arm.until is not None and checks is not None and checks.target != arm.until.accuracy:
+        raise UserError(
+            f"{arm.folder} holds a run until an accuracy of {checks.target:g}, not"
+            f" {arm.until.accuracy:g}; {remedy}"
+        )
     if Path(asked.model.weights).exists():
         asked = with_weights_options(asked)
     changed = [line for line in config.differences(existing, asked) if not line.startswith(free)]

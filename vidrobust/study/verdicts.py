@@ -22,6 +22,7 @@ from vidrobust.study.paired_test import (
     paired_test_of,
 )
 from vidrobust.study.plan import Study
+from vidrobust.study.run import FREE
 from vidrobust.study.study_text import number
 from vidrobust.utils.atomic_files import replacing
 
@@ -320,7 +321,7 @@ def _unnamed(claim: Claim, runs: Sequence[FinishedRun], place: str) -> list[str]
 
 
 # Options that the name of an arm says, or that change no result.
-_NAMED = ("method.", "seed=", "data.root=", "data.twins=", "data.workers=", "device=")
+_NAMED = ("method.", "seed=", *FREE)
 
 
 def _listed(seeds: Sequence[int]) -> str:
