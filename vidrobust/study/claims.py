@@ -98,8 +98,8 @@ def _read_claim(item: dict[str, Any], where: str) -> Claim:
             raise UserError(f"{where}: {key} is missing")
     right = {
         **{key: isinstance(item.get(key, ""), str) for key in _TEXTS},
-        "measures": _is_texts(item["measures"]),
-        "datasets": _is_texts(item.get("datasets", [])),
+        "measures": is_list_of_text(item["measures"]),
+        "datasets": is_list_of_text(item.get("datasets", [])),
         "dial": _is_dial(item.get("dial", {})),
         "relevant": _is_number(item.get("relevant", 0)) and item.get("relevant", 0) >= 0,
     }
@@ -119,7 +119,7 @@ _KINDS = {
 }
 
 
-def _is_texts(value: Any) -> bool:
+def is_list_of_text(value: Any) -> bool:
     """Return whether a value is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 

@@ -8,7 +8,7 @@ from typing import Any
 from vidrobust import config
 from vidrobust.config.find import find_config
 from vidrobust.config.yaml_text import read_page
-from vidrobust.study.claims import Claim, read_claims
+from vidrobust.study.claims import Claim, is_list_of_text, read_claims
 from vidrobust.study.tuning import Choices, Tuning, read_choices, read_tuning, words_of
 from vidrobust.study.until import Until, read_until
 from vidrobust.utils.errors import UserError, nearest
@@ -156,16 +156,16 @@ def _check_types(content: Mapping[str, Any], path: Path) -> None:
     common = {"common": content.get("common", [])}
     # A list of pairs, not a merged mapping, as an arm may have the name of a data set.
     for name, overrides in [*content["arms"].items(), *options.items(), *common.items()]:
-        if not _is_list_of_text(overrides):
+        if not is_list_of_text(overrides):
             raise UserError(
                 f"{path}: {shown(name)}: must be a list of key=value, not '{shown(overrides)}'"
             )
     skip = content.get("skip", {})
-    if not isinstance(skip, dict) or not all(map(_is_list_of_text, skip.values())):
+    if not isinstance(skip, dict) or not all(map(is_list_of_text, skip.values())):
         raise UserError(
             f"{path}: skip: must be a mapping of data sets to lists of arms, not '{shown(skip)}'"
         )
-    if not _is_list_of_text(content.get("comparators", [])):
+    if not is_list_of_text(content.get("comparators", [])):
         raise UserError(
             f"{path}: comparators={shown(content['comparators'])}: must be a list of arms"
         )
@@ -174,11 +174,6 @@ def _check_types(content: Mapping[str, Any], path: Path) -> None:
             f"{path}: baseline={shown(content['baseline'])}: must be the name of an arm"
         )
     _check_seeds(content.get("seeds", [0]), path)
-
-
-def _is_list_of_text(value: Any) -> bool:
-    """Return whether a value is a list of strings."""
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _check_seeds(seeds: Any, path: Path) -> None:

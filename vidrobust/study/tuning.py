@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vidrobust.study.claims import is_list_of_text
 from vidrobust.utils.atomic_files import read_json
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
@@ -68,7 +69,7 @@ def read_tuning(content: Any, path: Path, arms: Collection[str]) -> Tuning | Non
             raise UserError(f"{path}: tune: unknown key '{shown(key)}'{nearest(key, keys)}")
     tuning = Tuning(**content)
     options = tuning.options
-    if not isinstance(options, list) or not all(isinstance(item, str) for item in options):
+    if not is_list_of_text(options):
         raise UserError(f"{path}: tune: options={shown(options)}: must be a list of key=value")
     if type(tuning.seed) is not int or tuning.seed < 0:
         raise UserError(f"{path}: tune: seed={shown(tuning.seed)}: must be a whole number")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vidrobust.study.claims import is_list_of_text
 from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.readable import percent
@@ -56,7 +57,7 @@ def read_until(content: Any, path: Path) -> Until | None:
     if type(until.steps) is not int or until.steps < 1:
         raise UserError(f"{path}: until: steps={shown(until.steps)}: must be at least 1")
     options = until.options
-    if not isinstance(options, list) or not all(isinstance(item, str) for item in options):
+    if not is_list_of_text(options):
         raise UserError(f"{path}: until: options={shown(options)}: must be a list of key=value")
     return until
 
