@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -169,6 +170,37 @@ def test_a_loader_process_that_is_killed_costs_no_step(ucf, tmp_path, monkeypatc
     assert "\n" not in str(error.value)
     step = checkpoint.read_checkpoint(tmp_path / "cut")["step"]
     assert step >= 4
+    train(_cfg(ucf, *words), tmp_path / "cut", tmp_path / "cut")
+    ends = [checkpoint.read_checkpoint(tmp_path / name) for name in ("whole", "cut")]
+    assert _equal(ends[0]["model"], ends[1]["model"])
+
+
+def test_a_loader_process_that_dies_during_an_update_costs_no_step(ucf, tmp_path, monkeypatch):
+    words = ["data.workers=1", "train.epochs=6"]
+    train(_cfg(ucf, *words), tmp_path / "whole")
+    take, update, runs, updates = loop._next_batch, torch.optim.SGD.step, [], []
+
+    def taking(batches, run):
+        runs.append(run)
+        return take(batches, run)
+
+    def updating(optimizer, *args):
+        result = update(optimizer, *args)  # weights are new, the step is not done
+        updates.append(1)
+        if len(updates) == 5:
+            os.kill(int(runs[0].dataset.reading[0, 0]), signal.SIGKILL)
+            time.sleep(0.5)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_next_batch", taking)
+        patch.setattr(torch.optim.SGD, "step", updating)
+        with pytest.raises(UserError, match="a loader process died while it read") as error:
+            train(_cfg(ucf, *words, "train.checkpoint_every=1000"), tmp_path / "cut")
+    assert "after step 5 of 12" in str(error.value)
+    assert checkpoint.read_checkpoint(tmp_path / "cut")["step"] == 5
+    rows = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [0, 1, 2, 3, 4]
     train(_cfg(ucf, *words), tmp_path / "cut", tmp_path / "cut")
     ends = [checkpoint.read_checkpoint(tmp_path / name) for name in ("whole", "cut")]
     assert _equal(ends[0]["model"], ends[1]["model"])

@@ -44,7 +44,7 @@ from vidrobust.data.formats import (
     ucf101,
     video_folder,
 )
-from vidrobust.data.loader import worker_deaths
+from vidrobust.data.loader import raise_worker_deaths, without_worker_deaths, worker_deaths
 from vidrobust.data.motionshapes import make_motionshapes
 from vidrobust.data.prepare.reencode import Encoding, reencode
 from vidrobust.data.records import (
@@ -115,6 +115,7 @@ __all__ = [
     "make_motionshapes",
     "open_video",
     "path_label_list",
+    "raise_worker_deaths",
     "random_clips",
     "read_frames",
     "read_manifest",
@@ -135,6 +136,7 @@ __all__ = [
     "ucf101",
     "uniform_clips",
     "video_folder",
+    "without_worker_deaths",
     "worker_deaths",
     "write_chosen",
     "write_list",

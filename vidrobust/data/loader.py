@@ -6,7 +6,9 @@ They start and end here, send their batches to the parent, and are reported if t
 import functools
 import gc
 import multiprocessing
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -128,6 +130,30 @@ def worker_deaths(dataset: Reads) -> Iterator[None]:
         if report is None:
             raise
         raise report from None
+
+
+@contextmanager
+def without_worker_deaths() -> Iterator[None]:
+    """Let no death of a worker interrupt what is inside; `raise_worker_deaths` finds it later.
+
+    torch raises it in its handler of SIGCHLD, at any line of Python, also between the updates of
+    two weights.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    # a handler is torch's, or calls torch's; there is none without workers
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def raise_worker_deaths() -> None:
+    """Raise what torch does for a worker that has died, if one has."""
+    signal.raise_signal(signal.SIGCHLD)
 
 
 def _death(dataset: Reads, error: Exception) -> UserError | None:

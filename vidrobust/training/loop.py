@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from vidrobust import checkpoint, config
 from vidrobust.checkpoint import NonFinite
-from vidrobust.data import Batch, batch_loader, worker_deaths
+from vidrobust.data import (
+    Batch,
+    batch_loader,
+    raise_worker_deaths,
+    without_worker_deaths,
+    worker_deaths,
+)
 from vidrobust.methods import skips_weights
 from vidrobust.models.complexity import parameters_text
 from vidrobust.training.data_warnings import UnusualVideos, count_bad_videos
@@ -171,35 +177,36 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
             if distributed.any_rank(must_leave, run.device) or batch is None:
                 leave(run, guard, batch, loader_error)
 
-            # 2. Views. From here on, the guard can undo the step.
-            measure_for_loss(run, step)
-            guard.begin()
-            inputs, rate = begin_step(run, step, batch)
+            with without_worker_deaths():  # half an update could not be undone
+                # 2. Views. From here on, the guard can undo the step.
+                measure_for_loss(run, step)
+                guard.begin()
+                inputs, rate = begin_step(run, step, batch)
 
-            # 3. Update
-            passes.take()  # start counting anew
-            with shown.of_step(step, inputs.views):
-                parts, norm = _update(run, guard, forward, inputs, batch)
-            progress.passed(len(inputs.ids), passes.take())
-            # the step is done when the rate and weights of the next one are decided
-            measured = adapt_rate(run, step + 1)
-            guard.end()
+                # 3. Update
+                passes.take()  # start counting anew
+                with shown.of_step(step, inputs.views):
+                    parts, norm = _update(run, guard, forward, inputs, batch)
+                progress.passed(len(inputs.ids), passes.take())
+                # the step is done when the rate and weights of the next one are decided
+                measured = adapt_rate(run, step + 1)
+                guard.end()
 
-            # 4. Log
-            adversary = method.adversary
-            if adversary is not None and adversary.budget.schedule != "constant":
-                parts["eps_share"] = norm.new_tensor(adversary.budget.current)
-            progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
-            done = step + 1
-            if done % run.per_epoch == 0 or done == run.total:
-                progress.epoch_done(step, method.report(last=done == run.total) | measured)
-                unusual.report()
+                # 4. Log
+                adversary = method.adversary
+                if adversary is not None and adversary.budget.schedule != "constant":
+                    parts["eps_share"] = norm.new_tensor(adversary.budget.current)
+                progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
+                done = step + 1
+                if done % run.per_epoch == 0 or done == run.total:
+                    progress.epoch_done(step, method.report(last=done == run.total) | measured)
+                    unusual.report()
 
-            # 5. Checkpoint. A full disk ends the run on all ranks.
-            if done == run.stop or done % cfg.train.checkpoint_every == 0:
-                with distributed.together():
-                    if run.main:
-                        run.save(done)
+                # 5. Checkpoint. A full disk ends the run on all ranks.
+                if done == run.stop or done % cfg.train.checkpoint_every == 0:
+                    with distributed.together():
+                        if run.main:
+                            run.save(done)
 
 
 def _progress_of(run: TrainingRun) -> Progress:
@@ -211,6 +218,7 @@ def _next_batch(batches: Iterator[Batch], run: TrainingRun) -> tuple[Batch | Non
     """Return the next batch, or None and the reason why the loader of this rank has ended."""
     try:
         with worker_deaths(run.dataset), phase("data"):
+            raise_worker_deaths()  # of the last step
             return next(batches), ""
     except UserError as error:
         return None, str(error)
