@@ -250,11 +250,11 @@ def test_the_report_of_slurm_has_the_files_that_are_asked_for(place, monkeypatch
     monkeypatch.setattr(cluster_jobs, "executor", lambda *args, **more: Executor())
     folder = place("extra")
     args = Namespace(cfg="study.yaml", output_dir=folder / "out", data=[], seeds="", overrides=[])
-    study._submit(Namespace(**vars(args), csv=True, latex=True), [], [])
-    study._submit(Namespace(**vars(args), csv=False, latex=False), [], [])
-    assert [words[-3:] for words in submitted] == [
-        ("--report-only", "--csv", "--latex"),
-        ("--output-dir", str(folder / "out"), "--report-only"),
+    study._submit(Namespace(**vars(args), csv=True, latex=True, records="R"), [], [])
+    study._submit(Namespace(**vars(args), csv=False, latex=False, records=None), [], [])
+    assert [words[-4:] for words in submitted] == [
+        ("--report-only", "--csv", "--latex", "--records=R"),
+        ("study.yaml", "--output-dir", str(folder / "out"), "--report-only"),
     ]
 
 

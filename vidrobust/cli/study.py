@@ -30,7 +30,8 @@ from vidrobust.study import (
     write_study,
 )
 from vidrobust.study.plan import chosen
-from vidrobust.study.run import is_finished, validated
+from vidrobust.study.run_records import read_records, write_records
+from vidrobust.study.run import is_finished, require_weights, validated
 from vidrobust.study.side_by_side import run_side_by_side
 from vidrobust.study.tuned_runs import Progress, progress, tuning_lines, write_tuning
 from vidrobust.study.tuning import read_choices
@@ -44,6 +45,7 @@ from vidrobust.utils.logging import log, start_logging
 def main() -> None:
     """Run a study, or list its runs."""
     args = arguments()
+    _read_records(args)
     if args.tune:
         _tune(args)
         return
@@ -195,13 +197,14 @@ def _tune(args: argparse.Namespace) -> None:
             require_same(run)
         logs = args.output_dir / cluster_jobs.JOBS
         words = lambda run: [*_words(args), "--tune", "--job", _place(args, run)]  # noqa: E731
-        problems = run_side_by_side(now.waiting, args.jobs, words, logs, lambda: None)
+        problems = run_side_by_side(now.waiting, args.jobs, words, logs, lambda: _record(args))
         # those that did not finish have failed; another try is another command
         failed |= {run.folder: "" for run in now.waiting if not is_finished(run)}
         if problems:
             log.warning(f"{len(problems)} runs failed, and their values are not chosen")
         now = state()
     write_tuning(args.output_dir, now)
+    _record(args)
     for dataset, arms in now.ends.items():
         for arm, options in arms.items():
             log.warning(
@@ -209,6 +212,21 @@ def _tune(args: argparse.Namespace) -> None:
                 " largest; a better one may lie beyond, add values"
             )
     print("\n".join(tuning_lines(args.output_dir)))
+
+
+def _read_records(args: argparse.Namespace) -> None:
+    """Put what the file of --records holds into the study's folder."""
+    if args.records is None or not args.records.is_file():
+        return
+    with distributed.together():
+        if common.is_main():
+            read_records(args.records, args.output_dir)
+
+
+def _record(args: argparse.Namespace) -> None:
+    """Write what is measured to the file of --records, if there is one."""
+    if args.records is not None:
+        write_records(args.records, args.output_dir)
 
 
 def _place(args: argparse.Namespace, run: Arm) -> str:
@@ -235,6 +253,7 @@ def _words(args: argparse.Namespace) -> list[str]:
 def _report_words(args: argparse.Namespace) -> list[str]:
     """Return the `vidrobust` command and arguments that write the report of the study."""
     extra = [f"--{name}" for name in ("csv", "latex") if getattr(args, name)]
+    extra += [f"--records={args.records}"] if args.records else []
     return [*_words(args), "--report-only", *extra]
 
 
@@ -355,6 +374,13 @@ def arguments() -> argparse.Namespace:
         help="only print whether the finished runs bear out the study's claims",
     )
     parser.add_argument(
+        "--records",
+        type=Path,
+        metavar="FILE",
+        help="file of what finished runs have measured, without weights: those it has are not"
+        " repeated, and new ones are added to it",
+    )
+    parser.add_argument(
         "--data", action="append", default=[], metavar="NAME=FOLDER", help="folder of a data set"
     )
     for name in ("datasets", "arms", "seeds"):
@@ -414,9 +440,10 @@ def _require_teachers(runs: Sequence[Arm]) -> None:
     """Raise UserError for a run whose teacher is neither selected nor trained."""
     selected = {run.folder for run in runs}
     for run in runs:
-        if (run.folder / "backbone.pt").is_file():
+        if (run.folder / "backbone.pt").is_file() or is_finished(run):
             continue  # already trained, so it needs no teacher
         for folder in run.needs:
+            require_weights(folder)
             if folder not in selected and not (folder / "checkpoints").is_dir():
                 teacher = folder.parent.name
                 raise UserError(
@@ -473,6 +500,7 @@ class _Report:
                 if common.is_main() and (done := finished(self._runs)):
                     missing = len(self._runs) - len(done)
                     write_study(self._study, done, out, missing, self._args.overrides, self._extra)
+                    _record(self._args)
         except (UserError, OSError) as error:
             # the results are safe in the runs' folders, and the next run writes the report again
             self._problem = f"the report of {out} could not be written: {error}"

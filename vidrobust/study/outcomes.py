@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from vidrobust.evaluation.summary import read_summary
+from vidrobust.study.outcome_columns import ByVideo, unpacked
 from vidrobust.study.paired_test import Reduce
-from vidrobust.utils.atomic_files import read_rows
+from vidrobust.utils.atomic_files import read_json, read_rows
 
-# uid -> (k,) numbers of the video
-ByVideo = dict[str, list[float]]
+# what packed runs have in place of the files of rows that are read here
+OUTCOMES = "outcomes.json"
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,20 @@ class VideoMeasure:
     """A measure that is made of numbers of each test video.
 
     Attributes:
-        read: folder of an evaluation -> numbers of each video; none where it was not measured.
+        column: the numbers, as `read_column` names them.
         reduce: makes the measure of them; see `paired_test`.
     """
 
-    read: Callable[[Path], ByVideo]
+    column: str
     reduce: Reduce
+
+    def read(self, folder: Path) -> ByVideo:
+        """Return the numbers of each video; none where they were not measured.
+
+        Args:
+            folder: of the evaluation.
+        """
+        return read_column(folder, self.column)
 
 
 def video_measure(name: str) -> VideoMeasure | None:
@@ -38,11 +48,42 @@ def video_measure(name: str) -> VideoMeasure | None:
             by the margin of the video's features; and "gain probe" and "gain knn", how much more
             accurate they are than with random weights.
     """
-    kind, _, threat = name.partition(" ")
-    if kind in _KINDS and threat:
-        read, reduce = _KINDS[kind]
-        return VideoMeasure(lambda folder: read(folder, threat), reduce)
-    return _MEASURES.get(name)
+    kind, _, of = name.partition(" ")
+    if kind not in _MEASURES:
+        return None
+    column, reduce = _MEASURES[kind]
+    takes_name = kind in _NAMED
+    if bool(of) != takes_name:
+        return None
+    return VideoMeasure(f"{column} {of}" if of else column, reduce)
+
+
+def read_column(folder: Path, column: str) -> ByVideo:
+    """Return numbers of each video; none where they were not measured.
+
+    Args:
+        folder: of the evaluation.
+        column: one of `columns_of`.
+    """
+    if (folder / OUTCOMES).is_file():
+        return unpacked(read_json(folder / OUTCOMES, "delete the folder"), column)
+    kind, _, of = column.partition(" ")
+    return _READERS[kind](folder, of)
+
+
+def columns_of(folder: Path) -> list[str]:
+    """Return the names of all numbers that an evaluation has of each video."""
+    if (folder / OUTCOMES).is_file():
+        return list(read_json(folder / OUTCOMES, "delete the folder")["columns"])
+    threats = dict.fromkeys(row["threat"] for row in _rows(folder / "results.jsonl"))
+    views = dict.fromkeys(row["name"] for row in _rows(folder / "bias.jsonl"))
+    columns = ["clean", "probed", "gained probe", "gained knn", "corrupted", "shifted"]
+    columns += [f"{kind} {view}" for kind in ("seen", "followed") for view in views]
+    kinds = ["attacked"]
+    if read_summary(folder / "summary.json").median_norm is not None:
+        kinds += ["smallest", "per_margin"]
+    columns += [f"{kind} {threat}" for kind in kinds for threat in threats]
+    return [column for column in columns if read_column(folder, column)]
 
 
 def _mean(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -99,13 +140,13 @@ def _attacked(folder: Path, threat: str) -> ByVideo:
     }
 
 
-def _clean(folder: Path) -> ByVideo:
+def _clean(folder: Path, _: str) -> ByVideo:
     """Return whether each video is right without an attack."""
     rows = _rows(folder / "results.jsonl")
     return {row["uid"]: [float(row["clean_pred"] == row["label"])] for row in rows}
 
 
-def _probed(folder: Path) -> ByVideo:
+def _probed(folder: Path, _: str) -> ByVideo:
     """Return whether the linear probe classifies each video right."""
     rows = _rows(folder / "predictions.jsonl")
     return {row["uid"]: [float(row.get("trained_probe") == row["label"])] for row in rows}
@@ -126,7 +167,7 @@ def _gained(folder: Path, classifier: str) -> ByVideo:
     return {uid: [float(trained) - float(random)] for uid, (trained, random) in hits.items()}
 
 
-def _corrupted(folder: Path) -> ByVideo:
+def _corrupted(folder: Path, _: str) -> ByVideo:
     """Return the fraction of corruptions under which each video is right, and whether it is so."""
     right: dict[str, list[float]] = defaultdict(list)
     clean: dict[str, float] = {}
@@ -161,7 +202,7 @@ def _followed(folder: Path, view: str) -> ByVideo:
     return cues
 
 
-def _shifted(folder: Path) -> ByVideo:
+def _shifted(folder: Path, _: str) -> ByVideo:
     """Return whether each video of another data set is right."""
     rows = _rows(folder / "shift.jsonl")
     return {
@@ -176,19 +217,32 @@ def _rows(file: Path) -> Iterable[dict[str, Any]]:
     return read_rows(file) if file.is_file() else ()
 
 
-_KINDS = {
-    "robust": (_attacked, _mean),
-    "kept": (_attacked, _fraction),
-    "smallest": (_smallest, _median),
-    "per_margin": (_per_margin, _median),
-    "acc": (_seen, _mean),
-    "bias": (_followed, _fraction),
-    "gain": (_gained, _mean),
+_READERS: dict[str, Callable[[Path, str], ByVideo]] = {
+    "attacked": _attacked,
+    "smallest": _smallest,
+    "per_margin": _per_margin,
+    "clean": _clean,
+    "probed": _probed,
+    "gained": _gained,
+    "corrupted": _corrupted,
+    "seen": _seen,
+    "followed": _followed,
+    "shifted": _shifted,
 }
-_MEASURES = {
-    "shift": VideoMeasure(_shifted, _mean),
-    "clean": VideoMeasure(_clean, _mean),
-    "probe": VideoMeasure(_probed, _mean),
-    "mpc": VideoMeasure(_corrupted, _mean),
-    "rpc": VideoMeasure(_corrupted, _fraction),
+# measure -> its column and how it is made of that
+_MEASURES: dict[str, tuple[str, Reduce]] = {
+    "robust": ("attacked", _mean),
+    "kept": ("attacked", _fraction),
+    "smallest": ("smallest", _median),
+    "per_margin": ("per_margin", _median),
+    "acc": ("seen", _mean),
+    "bias": ("followed", _fraction),
+    "gain": ("gained", _mean),
+    "shift": ("shifted", _mean),
+    "clean": ("clean", _mean),
+    "probe": ("probed", _mean),
+    "mpc": ("corrupted", _mean),
+    "rpc": ("corrupted", _fraction),
 }
+# measures with the name of a threat, a view or a classifier behind them
+_NAMED = ("robust", "kept", "smallest", "per_margin", "acc", "bias", "gain")

@@ -9,8 +9,9 @@ from vidrobust import checkpoint, config
 from vidrobust.evaluation import check_evaluation, evaluate
 from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.study.arm_table import FinishedRun
+from vidrobust.study.outcomes import OUTCOMES
 from vidrobust.study.plan import Arm
-from vidrobust.study.until import Checks, Until, read_checks, write_checks
+from vidrobust.study.until import UNTIL, Checks, Until, read_checks, write_checks
 from vidrobust.training.loop import train
 from vidrobust.training.run_folder import check_output
 from vidrobust.training.weights_options import with_weights_options
@@ -93,6 +94,19 @@ def is_finished(arm: Arm) -> bool:
     return _summary_of(arm).is_file()
 
 
+def require_weights(folder: Path) -> None:
+    """Refuse the folder of a run that was measured elsewhere, and came without its weights.
+
+    Raises:
+        UserError: for such a folder.
+    """
+    if any(folder.glob(f"eval/*/{OUTCOMES}")) and not (folder / "backbone.pt").is_file():
+        raise UserError(
+            f"{folder} was measured on another machine, and its weights are not here; delete it"
+            " to train the run again"
+        )
+
+
 def validated(arm: Arm) -> float | None:
     """Return the accuracy of the linear probe of a run; None if it is not measured."""
     if not is_finished(arm):
@@ -127,6 +141,7 @@ def run_arm(arm: Arm, *, overwrite: bool = False, remedy: str = "set --output-di
     summary = _summary_of(arm)
     if not summary.is_file():
         log.info(f"{arm.label}: {arm.folder}")
+        require_weights(arm.folder)
         if arm.until is not None:
             _train_until(arm, arm.until)
         # Training writes backbone.pt last.
@@ -162,7 +177,7 @@ def _train_until(arm: Arm, until: Until) -> None:
         state = checkpoint.read_checkpoint(arm.folder)
         step = int(state["step"])
         cfg = _with_model_of(state, arm.folder, arm.check)
-        summary = evaluate(cfg, state, arm.folder / "eval" / f"until_{step}")
+        summary = evaluate(cfg, state, arm.folder / "eval" / f"{UNTIL}{step}")
         acc = summary.representation["trained_probe"].acc
         log.info(f"{arm.label}: {percent(acc)} on held-out videos after {step} steps")
         is_over = acc >= until.accuracy or step < stop

@@ -14,7 +14,8 @@ from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.readable import percent
 
-_FOLDER = "tune"
+# folder of these runs in that of the study
+TUNED_RUNS = "tune"
 
 
 @dataclass
@@ -128,7 +129,7 @@ def _candidate(
     # all options of the arm's grid, so that two ways to the same values are one run
     keys = study.tune.steps(arm)
     label = ",".join(f"{key.rsplit('.', 1)[-1]}={_shown(config.get(cfg, key))}" for key in keys)
-    folder = out / _FOLDER / dataset / arm / label
+    folder = out / TUNED_RUNS / dataset / arm / label
     return Arm(dataset, f"{arm} {label}", study.tune.seed, cfg, folder)
 
 

@@ -16,6 +16,7 @@ from vidrobust.utils.readable import percent
 from vidrobust.utils.text import shown
 
 CHECKS = "until.json"
+UNTIL = "until_"  # an evaluation on held-out videos, and the number of steps
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,188 @@
+"""What a study has measured goes from one machine to another in one file, without weights."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from tests.helpers import tiny, tiny_ucf101, tool
+from vidrobust import config
+from vidrobust.study import finished, plan, read_study
+from vidrobust.study.outcome_columns import packed, unpacked
+from vidrobust.study.outcomes import video_measure
+from vidrobust.study.run_records import read_records, write_records
+from vidrobust.study.verdicts import verdicts
+from vidrobust.utils.errors import UserError
+
+PAGE = """
+seeds: [0, 1]
+datasets: {clips: base.yaml}
+common:
+  - train.epochs=1
+  - eval.name=study
+  - "eval.threats=[linf-0,linf-4/255]"
+  - eval.corruption.names=[contrast]
+  - eval.corruption.severities=[3]
+baseline: simclr
+arms:
+  simclr: []
+  supcon: [method.name=supcon]
+  tuned: ["model.weights={simclr}/backbone.pt"]
+claims:
+  - name: robust
+    source: a paper
+    says: one is less robust
+    arm: simclr
+    against: supcon
+    measures: [robust linf-4/255, kept linf-4/255, mpc, rpc, clean, probe, gain knn, radius]
+    expected: below
+"""
+
+
+@pytest.fixture
+def page(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
+    (tmp_path / "study.yaml").write_text(PAGE)
+    return tmp_path / "study.yaml"
+
+
+def study(page, out, *words):
+    records = ["--records", page.parent / "records.jsonl"]
+    return tool("study", "--cfg", page, "--output-dir", out, *records, *words, cwd=page.parent)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"b": [1.0, 0.0], "a": [0.0, 0.0], "c": [1.0, 1.0]},
+        {f"v{place}": [place / 7] for place in range(36)},
+        {f"v{place}": [place / 7] for place in range(37)},
+        {"a": [math.inf, 0.1], "b": [1 / 3, 0.0]},
+        {f"v{place}": [math.inf if place % 2 else place / 7, 1.0] for place in range(99)},
+        {"naïve.avi": [0.5]},
+    ],
+    ids=["bits", "36 values", "37 values", "infinity", "many and infinity", "not ASCII"],
+)
+def test_numbers_of_videos_are_the_same_after_json(numbers):
+    name, uids, column = packed(numbers)
+    content = json.loads(json.dumps({"videos": {name: uids}, "columns": {"x": column}}))
+    assert unpacked(content, "x") == numbers
+    assert unpacked(content, "y") == {}
+
+
+def test_verdicts_are_the_same_from_records_and_runs_are_not_repeated(page):
+    folder = page.parent
+    done = study(page, "here", "--arms", "simclr,supcon")
+    assert done.returncode == 0, done.stderr
+    text = (folder / "records.jsonl").read_text()
+    assert str(folder) not in text and "/data" not in text
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert sorted(row["run"] for row in rows if "run" in row) == [
+        f"clips/{arm}/seed{seed}" for arm in ("simclr", "supcon") for seed in (0, 1)
+    ]
+    assert len([row for row in rows if "videos" in row]) == 1  # all classify the same ones
+
+    # another machine has only the file, and the next seed
+    shutil.move(folder / "here", folder / "elsewhere")
+    told = study(page, "there", "--arms", "simclr,supcon", "--seeds", "0,1,2")
+    assert told.returncode == 0, told.stderr
+    assert not list(folder.glob("there/clips/*/seed0/checkpoints"))
+    assert not list(folder.glob("there/clips/*/seed0/eval/study/results.jsonl"))
+    assert len(list(folder.glob("there/clips/*/seed2/checkpoints"))) == 2
+    assert (folder / "records.jsonl").read_text().startswith(text.rstrip("\n"))
+    assert len((folder / "records.jsonl").read_text().splitlines()) == len(rows) + 2
+
+    both = []
+    for name in ("elsewhere", "there"):
+        runs = finished(plan(read_study(page), folder / name))
+        assert len(runs) == 4
+        both.append((verdicts(read_study(page), runs), [run.removal for run in runs]))
+    assert both[0] == both[1]
+    assert [row.test is not None for row in both[0][0]] == [True] * 8
+    # packed again, nothing changes
+    write_records(folder / "again.jsonl", folder / "there")
+    assert sorted((folder / "again.jsonl").read_text().splitlines()) == sorted(
+        (folder / "records.jsonl").read_text().splitlines()
+    )
+
+
+def test_a_run_without_its_weights_is_neither_a_teacher_nor_measured_again(page):
+    folder = page.parent
+    assert study(page, "here", "--arms", "simclr", "--seeds", "0").returncode == 0
+    student = study(page, "there", "--arms", "simclr,tuned", "--seeds", "0")
+    assert student.returncode == 1
+    assert "there/clips/simclr/seed0 was measured on another machine, and its" in student.stderr
+    again = study(page, "there", "--arms", "simclr", "--seeds", "0", "eval.name=more")
+    assert again.returncode == 1 and "delete it to train the run again" in again.stderr
+    assert not list(folder.glob("there/clips/simclr/seed0/checkpoints"))
+    # a student finds its teacher's folder wherever the study is
+    shutil.rmtree(folder / "there")
+    assert study(page, "here", "--arms", "simclr,tuned", "--seeds", "0").returncode == 0
+    assert '"model.weights' not in (folder / "records.jsonl").read_text()
+    moved = study(page, "there", "--arms", "simclr,tuned", "--seeds", "0")
+    assert moved.returncode == 0, moved.stderr
+    assert not list(folder.glob("there/clips/*/seed0/checkpoints"))
+
+
+def test_runs_with_other_options_are_refused(page):
+    assert study(page, "here", "--arms", "simclr", "--seeds", "0").returncode == 0
+    words = ("--arms", "simclr", "--seeds", "0", "optim.lr=0.07")
+    refused = study(page, "there", *words)
+    assert refused.returncode == 1 and "optim.lr=0.07 (0.1)" in refused.stderr
+    plain = ["--cfg", page, "--output-dir", "other", *words]
+    assert tool("study", *plain, cwd=page.parent).returncode == 0
+    mixed = study(page, "other", *words)
+    assert mixed.returncode == 1 and "Traceback" not in mixed.stderr
+    assert "with other options than" in mixed.stderr and "another --records" in mixed.stderr
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"run": "../clips", "evaluation": "study", "files": {}, "columns": {}},
+        {"run": "clips", "evaluation": "study", "files": {"/etc/x": ""}, "columns": {}},
+        {"run": "clips", "evaluation": "study", "files": {}, "columns": {"clean": {}}},
+        {"run": 3},
+    ],
+    ids=["outside", "absolute", "no videos", "no files"],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, row):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"records.jsonl: holds no records of a study"):
+        read_records(path, tmp_path / "out")
+    assert not (tmp_path / "clips").exists()
+
+
+def test_choices_travel_and_take_the_place_of_the_runs_that_decided(page):
+    folder = page.parent
+    page.write_text(
+        PAGE
+        + """
+tune:
+  options: [data.validation=0.5, "eval.threats=[]", "eval.corruption.names=[]"]
+  grid:
+    simclr: {method.temperature: [0.1, 0.2]}
+"""
+    )
+    done = study(page, "here", "--tune")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert [row["run"] for row in rows] == ["tuning.json"]
+    # of a choice that is under way, its runs travel, without what they did on each video
+    (folder / "here/tuning.json").unlink()
+    write_records(folder / "half.jsonl", folder / "here")
+    rows = [json.loads(line) for line in (folder / "half.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(row["columns"] == {} for row in rows)
+    shutil.copy(folder / "half.jsonl", folder / "records.jsonl")
+    told = study(page, "there", "--tune")
+    assert told.returncode == 0 and not list(folder.glob("there/tune/*/*/*/checkpoints"))
+    assert (folder / "there/tuning.json").is_file()
+    assert [json.loads(line)["run"] for line in open(folder / "records.jsonl")] == ["tuning.json"]
+
+
+@pytest.mark.parametrize("name", ["robust", "clean linf-1/255", "radius", "gain", "probe x"])
+def test_names_that_are_no_measures_of_videos(name):
+    assert video_measure(name) is None
