@@ -30,8 +30,8 @@ from vidrobust.study import (
     write_study,
 )
 from vidrobust.study.plan import chosen
-from vidrobust.study.run_records import read_records, write_records
 from vidrobust.study.run import is_finished, require_weights, validated
+from vidrobust.study.run_records import read_records, write_records
 from vidrobust.study.side_by_side import run_side_by_side
 from vidrobust.study.tuned_runs import Progress, progress, tuning_lines, write_tuning
 from vidrobust.study.tuning import read_choices
