@@ -165,9 +165,12 @@ tune:
   options: [data.validation=0.5, "eval.threats=[]", "eval.corruption.names=[]"]
   grid:
     simclr: {method.temperature: [0.1, 0.2]}
+    supcon: {as: simclr, optim.lr: [0.1, 0.2]}
 """
     )
-    done = study(page, "here", "--tune")
+    refused = study(page, "here", "--arms", "simclr,tuned", "--seeds", "0")
+    assert refused.returncode == 1 and "options of simclr are chosen on held-out" in refused.stderr
+    done = study(page, "here", "--tune", "--arms", "simclr")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     assert [row["run"] for row in rows] == ["tuning.json"]
@@ -177,10 +180,18 @@ tune:
     rows = [json.loads(line) for line in (folder / "half.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(row["columns"] == {} for row in rows)
     shutil.copy(folder / "half.jsonl", folder / "records.jsonl")
-    told = study(page, "there", "--tune")
+    told = study(page, "there", "--tune", "--arms", "simclr")
     assert told.returncode == 0 and not list(folder.glob("there/tune/*/*/*/checkpoints"))
     assert (folder / "there/tuning.json").is_file()
     assert [json.loads(line)["run"] for line in open(folder / "records.jsonl")] == ["tuning.json"]
+    # an arm more: what was chosen before is neither lost nor run again
+    chosen = json.loads((folder / "there/tuning.json").read_text())["clips"]["simclr"]
+    shutil.rmtree(folder / "there/tune")
+    more = study(page, "there", "--tune")
+    assert more.returncode == 0, more.stderr
+    assert [path.name for path in (folder / "there/tune/clips").iterdir()] == ["supcon"]
+    content = json.loads((folder / "there/tuning.json").read_text())["clips"]
+    assert content["simclr"] == chosen and set(content) == {"simclr", "supcon"}
 
 
 @pytest.mark.parametrize("name", ["robust", "clean linf-1/255", "radius", "gain", "probe x"])

@@ -62,11 +62,7 @@ def main() -> None:
     if args.dry_run or args.verdicts:
         _print_only(args, study, runs, all_runs)
         return
-    if study.tune is not None and read_choices(args.output_dir) is None:
-        raise UserError(
-            f"{args.cfg}: options are chosen on held-out videos first; run the same command with"
-            " --tune"
-        )
+    _require_choices(args, study, runs)
     start_logging(None, quiet=not common.is_main())
     report = _Report(study, all_runs, args)
     # runs that were finished before change no report
@@ -175,12 +171,13 @@ def _tune(args: argparse.Namespace) -> None:
     study = read_study(args.cfg)
     if study.tune is None:
         raise UserError(f"--tune: {args.cfg} has nothing to choose; say what under `tune`")
+    part = chosen(study, args.datasets, args.arms, args.seeds)
     start_logging(None, quiet=not common.is_main())
     failed: dict[Path, str] = {}
 
     def state() -> Progress:
         out = args.output_dir
-        return progress(study, out, args.overrides, args.roots, validated, failed)
+        return progress(study, out, args.overrides, args.roots, validated, failed, part.arms)
 
     now = state()
     if args.job:
@@ -227,6 +224,29 @@ def _record(args: argparse.Namespace) -> None:
     """Write what is measured to the file of --records, if there is one."""
     if args.records is not None:
         write_records(args.records, args.output_dir)
+
+
+def _require_choices(args: argparse.Namespace, study: Study, runs: Sequence[Arm]) -> None:
+    """Raise UserError for runs whose options are still to be chosen.
+
+    Args:
+        args: of the command line.
+        study: the study.
+        runs: the selected runs.
+    """
+    if study.tune is None or args.report_only:
+        return
+    choices = read_choices(args.output_dir) or {}
+    arms = dict.fromkeys(
+        run.name
+        for run in runs
+        if run.name in study.tune.grid and run.name not in choices.get(run.dataset, {})
+    )
+    if arms:
+        raise UserError(
+            f"{args.cfg}: options of {', '.join(arms)} are chosen on held-out videos first; run the"
+            " same command with --tune"
+        )
 
 
 def _place(args: argparse.Namespace, run: Arm) -> str:

@@ -14,7 +14,7 @@ from vidrobust.study.outcome_columns import packed
 from vidrobust.study.outcomes import OUTCOMES, columns_of, read_column
 from vidrobust.study.run import FREE
 from vidrobust.study.tuned_runs import TUNED_RUNS
-from vidrobust.study.tuning import TUNING
+from vidrobust.study.tuning import TUNING, read_choices
 from vidrobust.study.until import CHECKS, UNTIL
 from vidrobust.utils.atomic_files import read_rows, replacing
 from vidrobust.utils.errors import UserError
@@ -29,7 +29,7 @@ _PLACES = ("data.root", "data.twins", "eval.shift.root", "protocol.splits")
 def write_records(path: Path, out: Path) -> None:
     """Add the evaluations of a study's folder to a file of records.
 
-    Runs that choose options are in it until tuning.json is there, which then takes their place.
+    Runs that choose options of an arm are in it until tuning.json has what they decided.
 
     Args:
         path: the file.
@@ -40,8 +40,14 @@ def write_records(path: Path, out: Path) -> None:
     """
     rows = read_rows(path) if path.is_file() else []
     tuned = out / TUNING
+    choices = read_choices(out) or {}
+
+    def decided(place: str) -> bool:  # a run whose accuracy tuning.json has, or that file itself
+        parts = place.split("/")
+        return place == TUNING or (_chooses(place) and parts[2] in choices.get(parts[1], {}))
+
     if tuned.is_file():
-        rows = [row for row in rows if not _chooses(row.get("run", ""))]
+        rows = [row for row in rows if not decided(row.get("run", ""))]
         rows.append({"run": TUNING, "files": {TUNING: tuned.read_text()}})
     known = {(row.get("run"), row.get("evaluation")): row for row in rows}
     videos = {row["videos"]: row for row in rows if "videos" in row}
@@ -49,7 +55,7 @@ def write_records(path: Path, out: Path) -> None:
         run, evaluation = summary.parents[2], summary.parent.name
         place = run.relative_to(out).as_posix()
         # until.json has what such a check has found, and tuning.json what was chosen
-        if evaluation.startswith(UNTIL) or (_chooses(place) and tuned.is_file()):
+        if evaluation.startswith(UNTIL) or decided(place):
             continue
         old = known.get((place, evaluation))
         # an evaluation that has been repeated has another summary
@@ -133,7 +139,7 @@ def _text(summary: Path) -> str:
 
 def _chooses(place: str) -> bool:
     """Return whether a place in a study's folder is of the runs that choose options."""
-    return place.split("/")[0] in (TUNED_RUNS, TUNING)
+    return place.split("/")[0] == TUNED_RUNS
 
 
 def _folder_of(row: dict[str, Any], out: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from vidrobust import config
 from vidrobust.evaluation.report import tables as markdown
 from vidrobust.study.plan import Arm, Study, load_run
-from vidrobust.study.tuning import TUNING, Choices, words_of
+from vidrobust.study.tuning import TUNING, Choices, Tuning, words_of
 from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.readable import percent
@@ -45,6 +45,7 @@ def progress(
     roots: Mapping[str, str],
     score: Callable[[Arm], float | None],
     failed: Collection[Path] = (),
+    arms: Collection[str] | None = None,
 ) -> Progress:
     """Return the runs that decide next, and what those that are finished have decided.
 
@@ -55,18 +56,21 @@ def progress(
         roots: data set -> its folder.
         score: run -> its accuracy; None if it is not finished.
         failed: folders of runs that have failed, whose values are not chosen.
+        arms: names of the arms to choose for; None: all.
 
     Raises:
         UserError: where all values of an option fail, or a run holds out no videos.
     """
     assert study.tune is not None
     state = Progress()
+    known = _content(out)
+    wanted = _with_teachers(study.tune, study.arms if arms is None else arms)
     for dataset in study.datasets:
         state.choices[dataset] = {}
         state.scores[dataset] = {}
         state.ends[dataset] = {}
         for arm in study.tune.grid:
-            if arm in study.skip.get(dataset, ()):
+            if arm in study.skip.get(dataset, ()) or arm not in wanted:
                 continue
             teacher = study.tune.teacher(arm)
             if teacher and teacher not in state.choices[dataset]:
@@ -79,7 +83,7 @@ def progress(
                     _candidate(study, out, overrides, roots, dataset, arm, {**picked, option: v})
                     for v in values
                 ]
-                found = {run.folder: score(run) for run in runs}
+                found = {run.folder: _score(run, score, known) for run in runs}
                 scores |= {folder.name: acc for folder, acc in found.items() if acc is not None}
                 missing = [run for run in runs if found[run.folder] is None]
                 if undecided := [run for run in missing if run.folder not in failed]:
@@ -94,6 +98,38 @@ def progress(
             else:
                 state.choices[dataset][arm] = picked
     return state
+
+
+def _content(out: Path) -> dict[str, Any]:
+    """Return tuning.json; nothing without it."""
+    path = out / TUNING
+    return read_json(path, "delete it") if path.is_file() else {}
+
+
+def _score(
+    run: Arm, score: Callable[[Arm], float | None], known: Mapping[str, Any]
+) -> float | None:
+    """Return the accuracy of a run, of tuning.json where the run itself is on another machine.
+
+    Args:
+        run: the run.
+        score: see `progress`.
+        known: content of tuning.json.
+    """
+    accuracy = score(run)
+    if accuracy is None:
+        entry = known.get(run.dataset, {}).get(run.folder.parent.name, {})
+        accuracy = entry.get("accuracies", {}).get(run.folder.name)
+    return accuracy
+
+
+def _with_teachers(tune: Tuning, arms: Collection[str]) -> set[str]:
+    """Return arms, and those of the grid whose choices they take over."""
+    wanted = set(arms)
+    for arm in reversed(list(tune.grid)):  # teachers are above
+        if arm in wanted and tune.teacher(arm):
+            wanted.add(tune.teacher(arm))
+    return wanted
 
 
 def _best(values: Sequence[Any], accuracies: Sequence[float | None]) -> Any:
@@ -140,8 +176,9 @@ def _shown(value: Any) -> str:
 
 
 def write_tuning(out: Path, state: Progress) -> None:
-    """Write the choices, and the accuracies that decided, to tuning.json."""
-    content = {
+    """Add the choices, and the accuracies that decided, to tuning.json."""
+    content = _content(out)
+    chosen = {
         dataset: {
             arm: {
                 "options": options,
@@ -152,16 +189,18 @@ def write_tuning(out: Path, state: Progress) -> None:
         }
         for dataset, arms in state.choices.items()
     }
+    content = content | {name: content.get(name, {}) | arms for name, arms in chosen.items()}
     with replacing(out / TUNING) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def tuning_lines(out: Path) -> list[str]:
     """Return tuning.json as lines of Markdown; no lines without the file."""
-    if not (out / TUNING).is_file():
+    content = _content(out)
+    if not content:
         return []
     rows = []
-    for dataset, arms in read_json(out / TUNING, "delete it").items():
+    for dataset, arms in content.items():
         for arm, entry in arms.items():
             at_end = entry.get("at_end", [])
             chosen = ", ".join(
