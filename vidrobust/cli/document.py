@@ -1,6 +1,6 @@
 """Write the generated parts of the docs.
 
-    python tools/document.py [--check]
+    python tools/document.py [--check] [--study NAME]
 
 A generated part of a Markdown file lies between `<!-- generated: NAME -->` and `<!-- end -->`. A
 test compares every part with what this command would write.
@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from vidrobust import config
+from vidrobust.cli.study_results import verdict_rows, write_results
 from vidrobust.config.find import protocol_file
 from vidrobust.data import FORMATS, find_format
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
@@ -31,6 +32,8 @@ from vidrobust.models.checkpoints import LAYOUTS
 from vidrobust.models.checkpoints.recognise import PLAIN
 from vidrobust.models.sources import SOURCES
 from vidrobust.study.arm_table import spread_of
+from vidrobust.study.verdicts import Verdict, verdict_lines
+from vidrobust.utils.typed_json import from_json
 
 REPO = Path(__file__).resolve().parents[2]
 _PART = re.compile(r"(<!-- generated: ([\w/ ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -311,6 +314,26 @@ def released_methods() -> str:
     return "\n".join(lines) + "\n"
 
 
+def verdicts() -> str:
+    """Return the claims of papers, and what the studies of docs/results/ say about them."""
+    lines = [_row(_VERDICT_TITLES), "|" + "---|" * len(_VERDICT_TITLES)]
+    for path in sorted(REPO.glob("docs/results/*.json")):
+        lines += [_row(cells) for cells in verdict_rows(json.loads(path.read_text()), path.stem)]
+    return "\n".join(lines) + "\n"
+
+
+_VERDICT_TITLES = [
+    *("claim", "source", "prediction", "measured", "n", "seeds", "verdict", "command and figures"),
+]
+
+
+def claims(page: str) -> str:
+    """Return the verdicts of one study, with effect sizes and p-values."""
+    content = json.loads((REPO / f"docs/{page}.json").read_text())
+    rows = [from_json(Verdict, entry) for entry in content["verdicts"]]
+    return "\n".join(verdict_lines(rows)[4:])
+
+
 def _interval(values: list[float]) -> str:
     spread = spread_of(values)
     half = "" if spread.half is None else f" ± {spread.half:.1f}"
@@ -334,6 +357,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "released_methods": released_methods,
     "sources": sources,
     "study_costs": study_costs,
+    "verdicts": verdicts,
 }
 FILES: dict[str, Callable[[], str]] = {"docs/fidelity.md": fidelity.document}
 
@@ -349,7 +373,9 @@ def written(path: Path) -> str:
 def _generated(name: str) -> str:
     if name in PARTS:
         return PARTS[name]()
-    file, table_name = name.split()
+    file, table_name = name.split(maxsplit=1)
+    if table_name == "verdicts":
+        return claims(file)
     return table(file, table_name)
 
 
@@ -368,7 +394,17 @@ def main() -> None:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; status 1 if out of date"
     )
+    parser.add_argument(
+        "--study",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="first write docs/results/NAME.json from docs/results/records/NAME.jsonl and"
+        " configs/study/NAME.yaml",
+    )
     args = parser.parse_args()
+    for name in args.study:
+        write_results(REPO, name)
     stale = [path for path in documents() if written(path) != path.read_text()]
     for path in stale:
         print(path.relative_to(REPO))

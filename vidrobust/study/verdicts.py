@@ -28,7 +28,7 @@ from vidrobust.utils.atomic_files import replacing
 
 _TITLES = [
     *("claim", "verdict", "measured", "prediction", "data"),
-    *("n", "seeds", "d", "p", "source"),
+    *("n", "seeds", "seeds for 80 %", "d", "p", "source"),
 ]
 HELD, DID_NOT, UNDECIDED = "held", "did not hold", "undecided"
 _LEVEL = 0.05
@@ -341,8 +341,9 @@ def verdict_lines(rows: Sequence[Verdict]) -> list[str]:
         "",
         (
             "measured: mean difference over seeds ± half of its 95 % interval over seeds"
-            " and test videos, percentage points; d: mean by standard deviation over seeds; p:"
-            " corrected for the number of tests (Holm)."
+            " and test videos, percentage points; seeds for 80 %: with which 80 % of studies find a"
+            " difference of this size; d: mean by standard deviation over seeds; p: corrected for"
+            " the number of tests (Holm)."
         ),
         "",
         *markdown.table(_TITLES, *(_row(row) for row in rows)),
@@ -360,20 +361,26 @@ def _row(row: Verdict) -> list[str]:
     verdict = f"{row.verdict} ({row.reason})" if row.reason else row.verdict
     if test is None:
         cells = [row.says, verdict, "-", row.prediction, row.dataset]
-        return [*cells, "-", "0", "-", "-", row.source]
-    half = "" if test.half is None else f" ± {number(100 * test.half, 1)}"
+        return [*cells, "-", "0", "-", "-", "-", row.source]
     return [
         row.says,
         verdict,
-        f"{number(100 * test.mean, 1)}{half}",
+        measured(test),
         row.prediction,
         row.dataset,
         str(test.videos),
         str(len(test.values)),
+        "-" if test.seeds_needed is None else str(test.seeds_needed),
         "-" if test.effect is None else number(test.effect, 1),
         "-" if row.p is None else f"{row.p:.2g}",
         row.source,
     ]
+
+
+def measured(test: PairedTest) -> str:
+    """Return a difference and half of its interval, percentage points."""
+    half = "" if test.half is None else f" ± {number(100 * test.half, 1)}"
+    return f"{number(100 * test.mean, 1)}{half}"
 
 
 def write_verdicts(path: Path, rows: Sequence[Verdict]) -> None:

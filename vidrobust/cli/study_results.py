@@ -1,0 +1,97 @@
+"""Bring what a study has measured into the docs: docs/results/NAME.json, from its records."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vidrobust.study import FinishedRun, Study, finished, plan, read_study, summarise
+from vidrobust.study.arm_table import Table, threats_of
+from vidrobust.study.run_records import read_records
+from vidrobust.study.verdicts import Verdict, measured, verdicts
+from vidrobust.utils.atomic_files import replacing
+from vidrobust.utils.typed_json import from_json
+
+RECORDS = "docs/results/records"
+
+
+def write_results(repo: Path, name: str) -> None:
+    """Write docs/results/NAME.json from the records of configs/study/NAME.yaml.
+
+    Args:
+        repo: folder of the repository.
+        name: of the study.
+
+    Raises:
+        UserError: for records of something else.
+    """
+    with replacing(repo / f"docs/results/{name}.json") as file:
+        text = json.dumps(recorded_results(repo, name), indent=1, ensure_ascii=False)
+        file.write((text + "\n").encode())
+
+
+def recorded_results(repo: Path, name: str) -> dict[str, Any]:
+    """Return what `results` makes of the records of a study; see `write_results`."""
+    study = read_study(repo / f"configs/study/{name}.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        read_records(repo / RECORDS / f"{name}.jsonl", Path(folder))
+        return results(study, finished(plan(study, Path(folder))))
+
+
+def results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """Return the tables of a study's page: one of arms per data set, and its verdicts."""
+    tables = summarise(study, runs)
+    content = {f"arms {name}": _arms(table) for name, table in tables.items()}
+    return content | {"verdicts": [asdict(row) for row in verdicts(study, runs)]}
+
+
+def _arms(table: Table) -> dict[str, Any]:
+    """Return the table of a data set's arms, as `document.Table` reads it."""
+    threats = threats_of(table)
+    columns = {"probe": "probe", "clean": "clean"}
+    columns |= {f"robust {threat}": threat for threat in threats}
+    columns |= {f"kept {threat}": f"kept {threat}" for threat in threats}
+    columns |= {"mpc": "mPC", "rpc": "rPC"}
+    rows = []
+    for arm, result in table.items():
+        spreads = [result.measures.get(key) for key in columns]
+        cells = [
+            None if s is None else [100 * x for x in (s.mean, s.half) if x is not None]
+            for s in spreads
+        ]
+        rows.append([arm, result.n, *cells])
+    return {
+        "columns": ["arm", "seeds", *columns.values()],
+        "rows": rows,
+        "format": "{:.1f} ± {:.1f}",
+        "formats": {"seeds": "{}"},
+        "missing": "-",
+    }
+
+
+def verdict_rows(content: dict[str, Any], page: str) -> list[list[str]]:
+    """Return the verdicts of a page's JSON file as rows of the overview.
+
+    Args:
+        content: of the file.
+        page: its name, without an ending.
+    """
+    rows = []
+    for entry in content.get("verdicts", []):
+        row = from_json(Verdict, entry)
+        test = row.test
+        rows.append(
+            [
+                row.says,
+                row.source,
+                row.prediction + ("" if len(content) == 2 else f" ({row.dataset})"),
+                "-" if test is None else measured(test),
+                "-" if test is None else str(test.videos),
+                "0" if test is None else str(len(test.values)),
+                f"**{row.verdict}**" + (f": {row.reason}" if row.reason else ""),
+                f"[{page}]({page}.md)",
+            ]
+        )
+    return rows
