@@ -47,7 +47,8 @@ def test_a_page_has_arms_and_verdicts_of_the_runs(tmp_path, monkeypatch):
 )
 def test_the_docs_say_what_their_records_say(path):
     written = json.loads((REPO / f"docs/results/{path.stem}.json").read_text())
-    assert json.loads(json.dumps(recorded_results(REPO, path.stem))) == written
+    found = recorded_results(REPO, path.stem, written["overrides"])
+    assert json.loads(json.dumps(found)) == written
 
 
 def test_files_of_other_pages_have_no_verdicts():

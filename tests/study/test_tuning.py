@@ -62,7 +62,8 @@ def test_each_option_is_chosen_with_those_before_it(page):
     assert states == [
         [f"simclr: temperature=0.1,lr={lr}", f"simclr: temperature=0.2,lr={lr}"],
         ["simclr: temperature=0.2,lr=0.05", "simclr: temperature=0.2,lr=0.2"],
-        ["fixed: threshold=0.5", "fixed: threshold=0.9"],
+        # what is taken over is in the name: another choice of it is another run
+        [f"fixed: temperature=0.2,lr=0.05,threshold={value}" for value in (0.5, 0.9)],
         [],
     ]
     assert state.is_complete
@@ -114,6 +115,37 @@ def test_a_value_that_was_run_before_is_not_run_again(page):
     assert states[1] == ["simclr: temperature=0.1,lr=0.2"]
 
 
+def test_accuracies_of_tuning_json_count_only_for_the_same_rule(page, tmp_path):
+    _, state = chosen(page, lambda cfg: 1 - cfg.optim.lr)
+    write_tuning(page.parent, state)
+
+    def waits(*overrides):
+        study = read_study(page)
+        now = progress(study, page.parent, overrides, {}, lambda run: None)
+        return [run.folder.name for run in now.waiting]
+
+    assert waits() == []
+    assert len(waits("optim.weight_decay=0.1")) == 2
+    page.write_text(page.read_text().replace("train.epochs=1]", "train.epochs=3]"))
+    assert len(waits()) == 2
+    # another choice of simclr's, so that fixed, which takes it over, is chosen for anew
+    page.write_text(PAGE.replace("optim.lr: [0.05, 0.2]", "optim.lr: [0.05, 0.2, 0.01]"))
+    lr = plan_lr(page)
+    assert waits() == ["temperature=0.1,lr=0.01"]
+    states, state = chosen(page, lambda cfg: 1 - cfg.optim.lr)
+    assert states[-2] == [f"fixed: temperature=0.1,lr=0.01,threshold={v}" for v in (0.5, 0.9)]
+    assert lr != 0.01 and state.choices["clips"]["fixed"]["optim.lr"] == 0.01
+
+
+def test_an_arm_that_is_no_longer_chosen_for_keeps_its_own_options(page):
+    _, state = chosen(page, lambda cfg: 1 - cfg.optim.lr)
+    write_tuning(page.parent, state)
+    fixed = "    fixed: {as: simclr, method.false_negatives.threshold: [0.5, 0.9]}\n"
+    page.write_text(PAGE.replace(fixed, ""))
+    runs = {run.name: run.cfg for run in plan(read_study(page), page.parent)}
+    assert runs["simclr"].optim.lr == 0.05 and runs["fixed"].optim.lr == 0.07
+
+
 def test_failed_runs_are_not_chosen_and_all_failing_is_an_error(page):
     folder = page.parent / "tune/clips/simclr"
     lr = plan_lr(page)
@@ -142,7 +174,8 @@ def test_a_study_chooses_before_its_runs_and_reports_what(page):
     assert len(tuning["simclr"]["accuracies"]) in (3, 4)
     best = max(tuning["fixed"]["accuracies"].values())
     threshold = tuning["fixed"]["options"]["method.false_negatives.threshold"]
-    assert tuning["fixed"]["accuracies"][f"threshold={threshold}"] == best
+    (label,) = (key for key in tuning["fixed"]["accuracies"] if key.endswith(f"={threshold}"))
+    assert tuning["fixed"]["accuracies"][label] == best
     runs = {run.name: run.cfg for run in plan(read_study(page), folder / "out")}
     options = tuning["simclr"]["options"]
     assert runs["simclr"].optim.lr == runs["fixed"].optim.lr == options["optim.lr"]

@@ -402,9 +402,12 @@ def main() -> None:
         help="first write docs/results/NAME.json from docs/results/records/NAME.jsonl and"
         " configs/study/NAME.yaml",
     )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options with which these studies ran"
+    )
     args = parser.parse_args()
     for name in args.study:
-        write_results(REPO, name)
+        write_results(REPO, name, args.overrides)
     stale = [path for path in documents() if written(path) != path.read_text()]
     for path in stale:
         print(path.relative_to(REPO))

@@ -30,7 +30,7 @@ from vidrobust.study import (
     write_study,
 )
 from vidrobust.study.plan import chosen
-from vidrobust.study.run import is_finished, require_weights, validated
+from vidrobust.study.run import is_finished, validated
 from vidrobust.study.run_records import read_records, write_records
 from vidrobust.study.side_by_side import run_side_by_side
 from vidrobust.study.tuned_runs import Progress, progress, tuning_lines, write_tuning
@@ -45,7 +45,6 @@ from vidrobust.utils.logging import log, start_logging
 def main() -> None:
     """Run a study, or list its runs."""
     args = arguments()
-    _read_records(args)
     if args.tune:
         _tune(args)
         return
@@ -57,9 +56,12 @@ def main() -> None:
     runs = [run for run in all_runs if _is_in(part, run)]
     if not runs:
         raise UserError(f"nothing to run: {args.cfg} skips these arms of these data sets")
+    if args.verdicts:
+        _print_only(args, study, runs, all_runs)
+        return
     if not args.report_only:
         _require_teachers(runs)
-    if args.dry_run or args.verdicts:
+    if args.dry_run:
         _print_only(args, study, runs, all_runs)
         return
     _require_choices(args, study, runs)
@@ -123,6 +125,7 @@ def _planned(args: argparse.Namespace) -> tuple[Study, list[Arm]]:
         UserError: for options that a run refuses, or that differ from those of an earlier run.
     """
     study = read_study(args.cfg)
+    _read_records(args)
     part = chosen(study, args.datasets, args.arms, args.seeds)
     seeds = list(dict.fromkeys([*study.seeds, *part.seeds]))
     whole = dataclasses.replace(study, seeds=seeds)
@@ -171,7 +174,9 @@ def _tune(args: argparse.Namespace) -> None:
     study = read_study(args.cfg)
     if study.tune is None:
         raise UserError(f"--tune: {args.cfg} has nothing to choose; say what under `tune`")
+    _read_records(args)
     part = chosen(study, args.datasets, args.arms, args.seeds)
+    study = dataclasses.replace(study, datasets=part.datasets)
     start_logging(None, quiet=not common.is_main())
     failed: dict[Path, str] = {}
 
@@ -181,8 +186,11 @@ def _tune(args: argparse.Namespace) -> None:
 
     now = state()
     if args.job:
-        waiting = [run for run in now.waiting if _place(args, run) == args.job]
-        _do_job(args, waiting)
+        # runs that failed for the command that started this one look unfinished here
+        while args.job not in [_place(args, run) for run in now.waiting] and now.waiting:
+            failed |= {run.folder: "" for run in now.waiting}
+            now = state()
+        _do_job(args, [run for run in now.waiting if _place(args, run) == args.job])
         return
     if args.dry_run:
         for run in now.waiting:
@@ -212,18 +220,23 @@ def _tune(args: argparse.Namespace) -> None:
 
 
 def _read_records(args: argparse.Namespace) -> None:
-    """Put what the file of --records holds into the study's folder."""
-    if args.records is None or not args.records.is_file():
-        return
-    with distributed.together():
-        if common.is_main():
-            read_records(args.records, args.output_dir)
+    """Put what the file of --records holds into the study's folder.
+
+    Under torchrun each rank does so, as none may plan before: they write the same.
+    """
+    if args.records is not None and args.records.is_file() and not args.dry_run:
+        read_records(args.records, args.output_dir)
 
 
 def _record(args: argparse.Namespace) -> None:
-    """Write what is measured to the file of --records, if there is one."""
-    if args.records is not None:
+    """Write what is measured to the file of --records; if that fails, log why."""
+    if args.records is None:
+        return
+    try:
         write_records(args.records, args.output_dir)
+    except (UserError, OSError) as error:
+        # the results are safe in the runs' folders, and the next run writes the file again
+        log.warning(f"{args.records} could not be written: {error}")
 
 
 def _require_choices(args: argparse.Namespace, study: Study, runs: Sequence[Arm]) -> None:
@@ -459,17 +472,24 @@ def _is_in(part: Study, run: Arm) -> bool:
 def _require_teachers(runs: Sequence[Arm]) -> None:
     """Raise UserError for a run whose teacher is neither selected nor trained."""
     selected = {run.folder for run in runs}
+    # one that came from records has no weights, which fails its students alone
+    finished_folders = {folder for run in runs for folder in run.needs if _is_measured(folder)}
     for run in runs:
         if (run.folder / "backbone.pt").is_file() or is_finished(run):
             continue  # already trained, so it needs no teacher
         for folder in run.needs:
-            require_weights(folder)
-            if folder not in selected and not (folder / "checkpoints").is_dir():
+            is_there = (folder / "checkpoints").is_dir() or folder in finished_folders
+            if folder not in selected and not is_there:
                 teacher = folder.parent.name
                 raise UserError(
                     f"{run.name} needs the run of {teacher} with the same seed, which does not"
                     f" exist: select both, --arms {teacher},{run.name}"
                 )
+
+
+def _is_measured(folder: Path) -> bool:
+    """Return whether the folder of a run holds an evaluation."""
+    return any(folder.glob("eval/*/summary.json"))
 
 
 def _run_one(run: Arm, roots: dict[str, str]) -> str:
@@ -518,9 +538,9 @@ class _Report:
         try:
             with distributed.together():
                 if common.is_main() and (done := finished(self._runs)):
+                    _record(self._args)
                     missing = len(self._runs) - len(done)
                     write_study(self._study, done, out, missing, self._args.overrides, self._extra)
-                    _record(self._args)
         except (UserError, OSError) as error:
             # the results are safe in the runs' folders, and the next run writes the report again
             self._problem = f"the report of {out} could not be written: {error}"

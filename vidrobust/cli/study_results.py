@@ -7,7 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vidrobust.study import FinishedRun, Study, finished, plan, read_study, summarise
+from vidrobust.study import (
+    FinishedRun,
+    Study,
+    finished,
+    plan,
+    read_study,
+    require_same,
+    summarise,
+)
 from vidrobust.study.arm_table import Table, threats_of
 from vidrobust.study.run_records import read_records
 from vidrobust.study.verdicts import Verdict, measured, verdicts
@@ -17,27 +25,34 @@ from vidrobust.utils.typed_json import from_json
 RECORDS = "docs/results/records"
 
 
-def write_results(repo: Path, name: str) -> None:
+def write_results(repo: Path, name: str, overrides: Sequence[str]) -> None:
     """Write docs/results/NAME.json from the records of configs/study/NAME.yaml.
 
     Args:
         repo: folder of the repository.
         name: of the study.
+        overrides: options with which it ran, `key=value`.
 
     Raises:
-        UserError: for records of something else.
+        UserError: for records of something else, and of runs with other options.
     """
+    content = recorded_results(repo, name, overrides)
     with replacing(repo / f"docs/results/{name}.json") as file:
-        text = json.dumps(recorded_results(repo, name), indent=1, ensure_ascii=False)
-        file.write((text + "\n").encode())
+        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def recorded_results(repo: Path, name: str) -> dict[str, Any]:
-    """Return what `results` makes of the records of a study; see `write_results`."""
+def recorded_results(repo: Path, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what `results` makes of the records of a study, and the options; see `write_results`.
+
+    Seeds that the config file does not list are left out.
+    """
     study = read_study(repo / f"configs/study/{name}.yaml")
     with tempfile.TemporaryDirectory() as folder:
         read_records(repo / RECORDS / f"{name}.jsonl", Path(folder))
-        return results(study, finished(plan(study, Path(folder))))
+        runs = plan(study, Path(folder), overrides)
+        for run in runs:
+            require_same(run, remedy="the docs would have results of other options")
+        return {"overrides": list(overrides)} | results(study, finished(runs))
 
 
 def results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
@@ -79,6 +94,7 @@ def verdict_rows(content: dict[str, Any], page: str) -> list[list[str]]:
         page: its name, without an ending.
     """
     rows = []
+    several = sum(key.startswith("arms ") for key in content) > 1
     for entry in content.get("verdicts", []):
         row = from_json(Verdict, entry)
         test = row.test
@@ -86,7 +102,7 @@ def verdict_rows(content: dict[str, Any], page: str) -> list[list[str]]:
             [
                 row.says,
                 row.source,
-                row.prediction + ("" if len(content) == 2 else f" ({row.dataset})"),
+                row.prediction + (f" ({row.dataset})" if several else ""),
                 "-" if test is None else measured(test),
                 "-" if test is None else str(test.videos),
                 "0" if test is None else str(len(test.values)),

@@ -9,7 +9,7 @@ from vidrobust import config
 from vidrobust.config.find import find_config
 from vidrobust.config.yaml_text import read_page
 from vidrobust.study.claims import Claim, is_list_of_text, read_claims
-from vidrobust.study.tuning import Choices, Tuning, read_choices, read_tuning, words_of
+from vidrobust.study.tuning import TUNED_RUNS, Choices, Tuning, read_choices, read_tuning, words_of
 from vidrobust.study.until import Until, read_until
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
@@ -188,6 +188,11 @@ def _check_seeds(seeds: Any, path: Path) -> None:
 
 def _check_folder_names(content: Mapping[str, Any], path: Path) -> None:
     """Raise UserError for an arm or data set whose name cannot be that of a folder."""
+    if TUNED_RUNS in content["datasets"]:
+        raise UserError(
+            f"{path}: datasets: '{TUNED_RUNS}' is the folder of runs that choose options; choose"
+            " another name"
+        )
     for key in ("arms", "datasets"):
         for name in content[key]:
             if name in ("", ".", "..") or "/" in name or not name.isprintable():
@@ -242,16 +247,16 @@ def plan(
             raise UserError(f"--data {name}: no such data set{nearest(name, list(study.datasets))}")
     # Seeds are the outer loop, so that all arms of a seed come before the next seed.
     choices: Choices = (read_choices(out) if study.tune else None) or {}
+    grid = study.tune.grid if study.tune else {}
     runs = []
     for seed in study.seeds:
         for dataset in study.datasets:
             for name in study.arms:
                 if name not in study.skip.get(dataset, ()):
                     root = (roots or {}).get(dataset)
-                    words = [
-                        *study.arms[name],
-                        *words_of(choices.get(dataset, {}).get(name, {})),
-                    ]
+                    # the file may have an arm that is no longer chosen for
+                    picked = choices.get(dataset, {}).get(name, {}) if name in grid else {}
+                    words = [*study.arms[name], *words_of(picked)]
                     cfg, needs = load_run(study, out, dataset, words, root, seed, overrides)
                     check = None
                     if study.until is not None:

@@ -25,7 +25,10 @@ from vidrobust.utils.readable import percent
 FREE = (
     "data.root=",
     "data.twins=",
+    "data.manifest=",
+    "data.archive=",
     "eval.shift.root=",
+    "eval.open_set.root=",
     "protocol.splits=",
     "data.workers=",
     "data.timeout_s=",
@@ -94,7 +97,7 @@ def is_finished(arm: Arm) -> bool:
     return _summary_of(arm).is_file()
 
 
-def require_weights(folder: Path) -> None:
+def _require_weights(folder: Path) -> None:
     """Refuse the folder of a run that was measured elsewhere, and came without its weights.
 
     Raises:
@@ -102,8 +105,8 @@ def require_weights(folder: Path) -> None:
     """
     if any(folder.glob(f"eval/*/{OUTCOMES}")) and not (folder / "backbone.pt").is_file():
         raise UserError(
-            f"{folder} was measured on another machine, and its weights are not here; delete it"
-            " to train the run again"
+            f"{folder} was measured on another machine, and its weights are not here; to train the"
+            " run here, delete the folder and run it once without --records"
         )
 
 
@@ -141,7 +144,8 @@ def run_arm(arm: Arm, *, overwrite: bool = False, remedy: str = "set --output-di
     summary = _summary_of(arm)
     if not summary.is_file():
         log.info(f"{arm.label}: {arm.folder}")
-        require_weights(arm.folder)
+        for folder in (arm.folder, *arm.needs):
+            _require_weights(folder)
         if arm.until is not None:
             _train_until(arm, arm.until)
         # Training writes backbone.pt last.

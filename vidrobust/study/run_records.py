@@ -10,65 +10,71 @@ from typing import Any
 
 from vidrobust import config
 from vidrobust.config.yaml_text import dump_yaml, parse_yaml
-from vidrobust.study.outcome_columns import packed
+from vidrobust.study.outcome_columns import packed, unpacked
 from vidrobust.study.outcomes import OUTCOMES, columns_of, read_column
 from vidrobust.study.run import FREE
-from vidrobust.study.tuned_runs import TUNED_RUNS
-from vidrobust.study.tuning import TUNING, read_choices
+from vidrobust.study.tuning import TUNED_RUNS, TUNING
 from vidrobust.study.until import CHECKS, UNTIL
-from vidrobust.utils.atomic_files import read_rows, replacing
+from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import read_metrics
 
 # stands for the folder of the study in options, such as the run that another starts from
 _OUT = "{study}"
-# options that name a place of this machine, and change no result
-_PLACES = ("data.root", "data.twins", "eval.shift.root", "protocol.splits")
+# options that name a place of this machine
+_PLACES = (
+    "data.root",
+    "data.twins",
+    "data.manifest",
+    "data.archive",
+    "eval.shift.root",
+    "eval.open_set.root",
+    "protocol.splits",
+)
+
+Row = dict[str, Any]
 
 
 def write_records(path: Path, out: Path) -> None:
     """Add the evaluations of a study's folder to a file of records.
 
-    Runs that choose options of an arm are in it until tuning.json has what they decided.
+    Runs that choose options of an arm are in it until tuning.json has what they decided. Paths of
+    weights outside of the study's folder stay in it.
 
     Args:
         path: the file.
         out: folder of the study.
 
     Raises:
+        UserError: for a file of something else.
         OSError: if the file cannot be written.
     """
-    rows = read_rows(path) if path.is_file() else []
-    tuned = out / TUNING
-    choices = read_choices(out) or {}
-
-    def decided(place: str) -> bool:  # a run whose accuracy tuning.json has, or that file itself
-        parts = place.split("/")
-        return place == TUNING or (_chooses(place) and parts[2] in choices.get(parts[1], {}))
-
-    if tuned.is_file():
-        rows = [row for row in rows if not decided(row.get("run", ""))]
-        rows.append({"run": TUNING, "files": {TUNING: tuned.read_text()}})
-    known = {(row.get("run"), row.get("evaluation")): row for row in rows}
+    rows = _rows(path) if path.is_file() else []
     videos = {row["videos"]: row for row in rows if "videos" in row}
+    by_name = {_name(row): row for row in rows if "run" in row}
+    choices = _merged(_choices(by_name.get((TUNING, ""))), _choices_of(out))
+    if choices:
+        by_name[TUNING, ""] = {"run": TUNING, "files": {TUNING: json.dumps(choices)}}
     for summary in sorted(out.glob("**/eval/*/summary.json")):
         run, evaluation = summary.parents[2], summary.parent.name
-        place = run.relative_to(out).as_posix()
-        # until.json has what such a check has found, and tuning.json what was chosen
-        if evaluation.startswith(UNTIL) or decided(place):
+        name = run.relative_to(out).as_posix(), evaluation
+        # until.json has what checks on held-out videos have found; what came from records stays
+        if evaluation.startswith(UNTIL) or (summary.parent / OUTCOMES).is_file():
             continue
-        old = known.get((place, evaluation))
+        old = by_name.get(name)
         # an evaluation that has been repeated has another summary
-        if old is None or old["files"].get(f"eval/{evaluation}/summary.json") != _text(summary):
-            known[place, evaluation] = _row(run, out, evaluation, videos)
-    kept = [row for row in known.values() if "run" in row]
+        if old is None or old["files"].get(_summary_name(evaluation)) != _text(summary, run):
+            by_name[name] = _row(run, out, evaluation, videos)
+    kept = [row for name, row in by_name.items() if not _is_decided(name[0], choices)]
     with replacing(path) as file:
         for row in (*videos.values(), *kept):
             file.write((json.dumps(row) + "\n").encode())
 
 
 def read_records(path: Path, out: Path) -> None:
-    """Put the evaluations of a file of records into a study's folder, where they are not yet.
+    """Put the evaluations of a file of records into a study's folder.
+
+    Runs that have begun in this folder are left alone.
 
     Args:
         path: the file.
@@ -77,20 +83,56 @@ def read_records(path: Path, out: Path) -> None:
     Raises:
         UserError: for a file of something else, and for a run in the folder with other options.
     """
-    rows = read_rows(path)
+    rows = _rows(path)
     videos = {row["videos"]: row["uids"] for row in rows if "videos" in row}
     for row in rows:
         if "run" not in row:
             continue
         try:
-            folder = _folder_of(row, out)
-            _require_same_options(row, folder, out, path)
-            _unpack(row, folder, out, videos)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path}: holds no records of a study ({error!r})") from None
+            if row["run"] == TUNING:
+                _unpack_choices(row, out)
+            else:
+                _require_same_options(row, out, path)
+                _unpack(row, out, videos)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise _damaged(path, repr(error)) from None
 
 
-def _row(run: Path, out: Path, evaluation: str, videos: dict[str, Any]) -> dict[str, Any]:
+# --- Rows ---
+
+
+def _rows(path: Path) -> list[Row]:
+    """Return the rows of a file of records.
+
+    Raises:
+        UserError: for a line of anything else, which the next writing would delete.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            is_row = isinstance(row["uids"] if "videos" in row else row["files"], list | dict)
+            is_row = is_row and isinstance(row["videos"] if "videos" in row else row["run"], str)
+        except (ValueError, RecursionError, KeyError, TypeError):
+            is_row = False
+        if not is_row:
+            raise _damaged(path, f"line {number}")
+        rows.append(row)
+    return rows
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: holds no records of a study ({what}); name another file")
+
+
+def _name(row: Row) -> tuple[str, str]:
+    """Return the run and the evaluation of a row."""
+    return row["run"], row.get("evaluation", "")
+
+
+def _row(run: Path, out: Path, evaluation: str, videos: dict[str, Row]) -> Row:
     """Return an evaluation as a row.
 
     Args:
@@ -102,7 +144,7 @@ def _row(run: Path, out: Path, evaluation: str, videos: dict[str, Any]) -> dict[
     place = run.relative_to(out).as_posix()
     folder = run / "eval" / evaluation
     files = {"config.yaml": _options_text(run, out)}
-    files[f"eval/{evaluation}/summary.json"] = _text(folder / "summary.json")
+    files[_summary_name(evaluation)] = _text(folder / "summary.json", run)
     removal = [row for row in read_metrics(run) if row.get("split") == "train_epoch"]
     files["metrics.jsonl"] = "".join(json.dumps(row) + "\n" for row in removal)
     if (run / CHECKS).is_file():
@@ -113,6 +155,10 @@ def _row(run: Path, out: Path, evaluation: str, videos: dict[str, Any]) -> dict[
         sha, uids, columns[name] = packed(read_column(folder, name))
         videos.setdefault(sha, {"videos": sha, "uids": uids})
     return {"run": place, "evaluation": evaluation, "files": files, "columns": columns}
+
+
+def _summary_name(evaluation: str) -> str:
+    return f"eval/{evaluation}/summary.json"
 
 
 def _options_text(run: Path, out: Path) -> str:
@@ -132,9 +178,20 @@ def _options_text(run: Path, out: Path) -> str:
     return dump_yaml(values)
 
 
-def _text(summary: Path) -> str:
-    """Return a summary without line breaks and blanks, which are a third of it."""
-    return json.dumps(json.loads(summary.read_text()))
+def _text(summary: Path, run: Path) -> str:
+    """Return a summary without line breaks, and with names of files relative to the data."""
+    text = json.dumps(json.loads(summary.read_text()))
+    if not (run / "config.yaml").is_file():
+        return text
+    cfg = config.load(run / "config.yaml")
+    for key in _PLACES:
+        root = config.get(cfg, key)
+        if isinstance(root, str) and root:
+            text = text.replace(json.dumps(root.rstrip("/") + "/")[1:-1], "")
+    return text
+
+
+# --- Choices ---
 
 
 def _chooses(place: str) -> bool:
@@ -142,27 +199,67 @@ def _chooses(place: str) -> bool:
     return place.split("/")[0] == TUNED_RUNS
 
 
-def _folder_of(row: dict[str, Any], out: Path) -> Path:
+def _is_decided(place: str, choices: Row) -> bool:
+    """Return whether tuning.json has the accuracy of a run."""
+    parts = place.split("/")
+    return _chooses(place) and len(parts) > 2 and parts[2] in choices.get(parts[1], {})
+
+
+def _choices(row: Row | None) -> Row:
+    """Return the content of tuning.json in its row; nothing without a row."""
+    return {} if row is None else dict(json.loads(row["files"][TUNING]))
+
+
+def _choices_of(out: Path) -> Row:
+    """Return the content of tuning.json in a study's folder; nothing without the file."""
+    path = out / TUNING
+    return read_json(path, "delete it") if path.is_file() else {}
+
+
+def _merged(below: Row, above: Row) -> Row:
+    """Return the choices of both, those of `above` where an arm is in both."""
+    return below | {name: below.get(name, {}) | arms for name, arms in above.items()}
+
+
+def _unpack_choices(row: Row, out: Path) -> None:
+    """Add the choices of a row to tuning.json, where an arm has none yet."""
+    here = _choices_of(out)
+    choices = _merged(_choices(row), here)
+    if choices != here:
+        with replacing(out / TUNING) as file:
+            file.write((json.dumps(choices, indent=2) + "\n").encode())
+
+
+# --- Runs ---
+
+
+def _folder_of(row: Row, out: Path) -> Path:
     """Return the folder of a row's run.
 
     Raises:
         ValueError: for one that is not inside of the study's.
     """
-    place = PurePosixPath("" if row["run"] == TUNING else row["run"])
-    names = [PurePosixPath(name) for name in row["files"]]
-    if any(each.is_absolute() or ".." in each.parts for each in (place, *names)):
-        raise ValueError(f"{place} is outside of the study's folder")
-    return out / place
+    names = [row["run"], *row["files"], row["evaluation"]]
+    for name in map(PurePosixPath, names):
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(f"{name} is outside of the study's folder")
+    return out / PurePosixPath(row["run"])
 
 
-def _require_same_options(row: dict[str, Any], folder: Path, out: Path, path: Path) -> None:
+def _has_begun(folder: Path) -> bool:
+    """Return whether a run has been trained in its folder, at least in part."""
+    return (folder / "checkpoints").is_dir() or (folder / "backbone.pt").is_file()
+
+
+def _require_same_options(row: Row, out: Path, path: Path) -> None:
     """Raise UserError where a folder holds a run with other options than a row."""
-    existing = folder / "config.yaml"
-    if not existing.is_file() or "config.yaml" not in row["files"]:
+    folder = _folder_of(row, out)
+    if not _has_begun(folder) or not (folder / "config.yaml").is_file():
         return
     recorded = config.loads(row["files"]["config.yaml"].replace(_OUT, str(out)), source=str(path))
-    free = (*FREE, "eval.")
-    lines = config.differences(recorded, config.load(existing))
+    existing = config.load(folder / "config.yaml")
+    free = FREE if recorded.eval.name == existing.eval.name else (*FREE, "eval.")
+    lines = config.differences(recorded, existing)
     if changed := [line for line in lines if not line.startswith(free)]:
         raise UserError(
             f"{folder} holds a run with other options than {path} (its values in brackets):"
@@ -170,29 +267,28 @@ def _require_same_options(row: dict[str, Any], folder: Path, out: Path, path: Pa
         )
 
 
-def _unpack(row: dict[str, Any], folder: Path, out: Path, videos: dict[str, list[str]]) -> None:
-    """Write the files of a row that are missing.
+def _unpack(row: Row, out: Path, videos: dict[str, list[str]]) -> None:
+    """Write the files of a row, unless its run has begun here.
 
     Args:
         row: the row.
-        folder: of its run.
-        out: of the study.
+        out: folder of the study.
         videos: name -> uids.
     """
-    files = dict(row["files"])
-    if columns := row.get("columns"):
-        used = {column["videos"]: videos[column["videos"]] for column in columns.values()}
-        content = {"videos": used, "columns": columns}
-        files[f"eval/{row['evaluation']}/{OUTCOMES}"] = json.dumps(content)
-    # of an evaluation that was made here, the rows count
-    if (folder / f"eval/{row.get('evaluation')}/summary.json").is_file():
+    folder = _folder_of(row, out)
+    if _has_begun(folder):
         return
-    for name, text in sorted(files.items(), key=_summary_last):
-        if not (folder / name).is_file():
+    files = dict(row["files"])
+    columns = row["columns"]
+    used = {column["videos"]: videos[column["videos"]] for column in columns.values()}
+    content = {"videos": used, "columns": columns}
+    for name in columns:
+        unpacked(content, name)  # raises for damaged ones
+    # also without columns: it marks what came from records
+    files[f"eval/{row['evaluation']}/{OUTCOMES}"] = json.dumps(content)
+    # the summary last, so that a run counts as finished when all is there
+    for name in sorted(files, key=lambda name: name.endswith("summary.json")):
+        text = files[name].replace(_OUT, str(out)).encode()
+        if not (folder / name).is_file() or (folder / name).read_bytes() != text:
             with replacing(folder / name) as file:
-                file.write(text.replace(_OUT, str(out)).encode())
-
-
-def _summary_last(item: tuple[str, str]) -> tuple[bool, str]:
-    """Sort files so that a run counts as finished when all of them are there."""
-    return item[0].endswith("summary.json"), item[0]
+                file.write(text)

@@ -9,13 +9,11 @@ from typing import Any
 from vidrobust import config
 from vidrobust.evaluation.report import tables as markdown
 from vidrobust.study.plan import Arm, Study, load_run
-from vidrobust.study.tuning import TUNING, Choices, Tuning, words_of
+from vidrobust.study.run import require_same
+from vidrobust.study.tuning import TUNED_RUNS, TUNING, Choices, Tuning, words_of
 from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.readable import percent
-
-# folder of these runs in that of the study
-TUNED_RUNS = "tune"
 
 
 @dataclass
@@ -28,6 +26,7 @@ class Progress:
         scores: data set -> arm -> values of the options of a run -> its accuracy.
         ends: data set -> arm -> options whose value is the smallest or largest that was tried, so
             that a better one may lie beyond.
+        rule: options and seed of all these runs, which tuning.json keeps beside their accuracies.
         is_complete: whether everything is chosen.
     """
 
@@ -35,6 +34,7 @@ class Progress:
     choices: Choices = field(default_factory=dict)
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     ends: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    rule: dict[str, Any] = field(default_factory=dict)
     is_complete: bool = True
 
 
@@ -63,14 +63,19 @@ def progress(
     """
     assert study.tune is not None
     state = Progress()
-    known = _content(out)
-    wanted = _with_teachers(study.tune, study.arms if arms is None else arms)
+    state.rule = {
+        "options": list(study.tune.options),
+        "seed": study.tune.seed,
+        "overrides": list(overrides),
+    }
+    earlier = _content(out)
+    selected = _with_teachers(study.tune, study.arms if arms is None else arms)
     for dataset in study.datasets:
         state.choices[dataset] = {}
         state.scores[dataset] = {}
         state.ends[dataset] = {}
         for arm in study.tune.grid:
-            if arm in study.skip.get(dataset, ()) or arm not in wanted:
+            if arm in study.skip.get(dataset, ()) or arm not in selected:
                 continue
             teacher = study.tune.teacher(arm)
             if teacher and teacher not in state.choices[dataset]:
@@ -83,7 +88,7 @@ def progress(
                     _candidate(study, out, overrides, roots, dataset, arm, {**picked, option: v})
                     for v in values
                 ]
-                found = {run.folder: _score(run, score, known) for run in runs}
+                found = {run.folder: _score(run, score, earlier, state.rule) for run in runs}
                 scores |= {folder.name: acc for folder, acc in found.items() if acc is not None}
                 missing = [run for run in runs if found[run.folder] is None]
                 if undecided := [run for run in missing if run.folder not in failed]:
@@ -107,29 +112,37 @@ def _content(out: Path) -> dict[str, Any]:
 
 
 def _score(
-    run: Arm, score: Callable[[Arm], float | None], known: Mapping[str, Any]
+    run: Arm,
+    score: Callable[[Arm], float | None],
+    earlier: Mapping[str, Any],
+    rule: Mapping[str, Any],
 ) -> float | None:
     """Return the accuracy of a run, of tuning.json where the run itself is on another machine.
 
     Args:
         run: the run.
         score: see `progress`.
-        known: content of tuning.json.
+        earlier: content of tuning.json.
+        rule: see `Progress`; accuracies by another one do not count.
+
+    Raises:
+        UserError: for a folder that holds a run with other options.
     """
+    require_same(run)
     accuracy = score(run)
-    if accuracy is None:
-        entry = known.get(run.dataset, {}).get(run.folder.parent.name, {})
+    entry = earlier.get(run.dataset, {}).get(run.folder.parent.name, {})
+    if accuracy is None and entry.get("rule") == rule:
         accuracy = entry.get("accuracies", {}).get(run.folder.name)
     return accuracy
 
 
 def _with_teachers(tune: Tuning, arms: Collection[str]) -> set[str]:
     """Return arms, and those of the grid whose choices they take over."""
-    wanted = set(arms)
+    selected = set(arms)
     for arm in reversed(list(tune.grid)):  # teachers are above
-        if arm in wanted and tune.teacher(arm):
-            wanted.add(tune.teacher(arm))
-    return wanted
+        if arm in selected and tune.teacher(arm):
+            selected.add(tune.teacher(arm))
+    return selected
 
 
 def _best(values: Sequence[Any], accuracies: Sequence[float | None]) -> Any:
@@ -162,8 +175,9 @@ def _candidate(
         raise UserError(
             f"{study.config_file}: tune: options must hold out videos, as data.validation=0.1 does"
         )
-    # all options of the arm's grid, so that two ways to the same values are one run
-    keys = study.tune.steps(arm)
+    # all options of the arm's grid, so that two ways to the same values are one run, and those
+    # that are taken over, so that another choice of theirs is another run
+    keys = dict.fromkeys([*values, *study.tune.steps(arm)])
     label = ",".join(f"{key.rsplit('.', 1)[-1]}={_shown(config.get(cfg, key))}" for key in keys)
     folder = out / TUNED_RUNS / dataset / arm / label
     return Arm(dataset, f"{arm} {label}", study.tune.seed, cfg, folder)
@@ -184,6 +198,7 @@ def write_tuning(out: Path, state: Progress) -> None:
                 "options": options,
                 "at_end": state.ends[dataset].get(arm, []),
                 "accuracies": state.scores[dataset].get(arm, {}),
+                "rule": state.rule,
             }
             for arm, options in arms.items()
         }

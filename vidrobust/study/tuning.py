@@ -17,6 +17,8 @@ from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
 TUNING = "tuning.json"
+# folder of the runs that decide, in that of the study
+TUNED_RUNS = "tune"
 _AS = "as"  # key of a grid: the arm whose choices come first
 
 # data set -> arm -> option -> value
