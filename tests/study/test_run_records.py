@@ -57,13 +57,24 @@ def study(page, out, *words):
     "numbers",
     [
         {"b": [1.0, 0.0], "a": [0.0, 0.0], "c": [1.0, 1.0]},
-        {f"v{place}": [place / 7] for place in range(36)},
-        {f"v{place}": [place / 7] for place in range(37)},
+        {f"v{place}": [place / 7] for place in range(256)},
+        {f"v{place}": [place / 7] for place in range(257)},
+        {f"v{place}": [float(place % 3)] for place in range(101)},
+        {"a": [1.0], "b": [1.0]},
         {"a": [math.inf, 0.1], "b": [1 / 3, 0.0]},
-        {f"v{place}": [math.inf if place % 2 else place / 7, 1.0] for place in range(99)},
+        {f"v{place}": [math.inf if place % 2 else place / 7, 1.0] for place in range(999)},
         {"naïve.avi": [0.5]},
     ],
-    ids=["bits", "36 values", "37 values", "infinity", "many and infinity", "not ASCII"],
+    ids=[
+        "bits",
+        "256 values",
+        "257 values",
+        "3 values",
+        "one value",
+        "infinity",
+        "many and infinity",
+        "not ASCII",
+    ],
 )
 def test_numbers_of_videos_are_the_same_after_json(numbers):
     name, uids, column = packed(numbers)

@@ -42,9 +42,14 @@ def write_results(repo: Path, name: str, overrides: Sequence[str]) -> None:
 
 
 def recorded_results(repo: Path, name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what `results` makes of the records of a study, and the options; see `write_results`.
+    """Return what `results` makes of the records of a study, and the options.
 
     Seeds that the config file does not list are left out.
+
+    Args:
+        repo: see `write_results`.
+        name: see `write_results`.
+        overrides: see `write_results`.
     """
     study = read_study(repo / f"configs/study/{name}.yaml")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,14 @@
 """Write numbers of each test video as short text, and read them."""
 
+import base64
 import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+import numpy as np
+
+_MOST = 256  # different numbers; more are written as they are
 
 # uid -> (k,) numbers of the video
 ByVideo = dict[str, list[float]]
@@ -14,8 +17,8 @@ ByVideo = dict[str, list[float]]
 def packed(numbers: ByVideo) -> tuple[str, list[str], dict[str, Any]]:
     """Return numbers of videos in a form that is short as JSON.
 
-    Few different numbers, such as 0 and 1 of a wrong and a right prediction, become a digit per
-    video and the list of what the digits mean. Nothing is rounded.
+    Few different numbers, such as 0 and 1 of a wrong and a right prediction, become their places in
+    the list of different ones. Nothing is rounded.
 
     Args:
         numbers: uid -> (k,) numbers.
@@ -47,12 +50,21 @@ def unpacked(content: dict[str, Any], column: str) -> ByVideo:
 
 
 def _column(numbers: Sequence[float]) -> list[Any]:
-    """Return the different numbers and a text of digits, or all numbers; None is infinity."""
-    different = sorted(set(numbers))
-    if len(different) > len(_DIGITS):
+    """Return the different numbers and the place of each, or all numbers; None is infinity.
+
+    Places have as many bits as the last one needs, highest first, and are written in base 64.
+    """
+    different, places = np.unique(np.asarray(numbers, np.float64), return_inverse=True)
+    if len(different) > _MOST:
         return [_finite(numbers)]
-    digits = dict(zip(different, _DIGITS, strict=False))
-    return [_finite(different), "".join(digits[number] for number in numbers)]
+    bits = np.arange(_bits(len(different)))[::-1]
+    text = np.packbits((places.reshape(-1, 1) >> bits & 1).astype(np.uint8)).tobytes()
+    return [_finite(different.tolist()), len(numbers), base64.b64encode(text).decode()]
+
+
+def _bits(count: int) -> int:
+    """Return the number of bits of places in a list of `count` numbers, at least 1."""
+    return max(1, (count - 1).bit_length())
 
 
 def _finite(numbers: Sequence[float]) -> list[float | None]:
@@ -65,4 +77,9 @@ def _numbers(column: list[Any]) -> list[float]:
     values = [math.inf if number is None else float(number) for number in column[0]]
     if len(column) == 1:
         return values
-    return [values[_DIGITS.index(digit)] for digit in column[1]]
+    _, count, text = column
+    width = _bits(len(values))
+    packed_bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    bits = np.unpackbits(packed_bits, count=count * width).reshape(count, width)
+    places = bits @ (1 << np.arange(width)[::-1])
+    return [values[place] for place in places]
