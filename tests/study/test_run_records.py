@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers import tiny, tiny_ucf101, tool
 from vidrobust import config
+from vidrobust.cli.study_results import recorded_results
 from vidrobust.study import finished, plan, read_study
 from vidrobust.study.outcome_columns import packed, unpacked
 from vidrobust.study.outcomes import video_measure
@@ -171,6 +172,8 @@ def test_a_copy_does_not_undo_what_another_machine_has_measured_since(page):
     content = json.loads(summary.read_text())
     summary.write_text(json.dumps(content | {"clean_acc": 0.125}))
     assert study(page, "here", *one, "--report-only").returncode == 0
+    # the copy is written while the other machine writes: nothing of it gets into the file
+    write_records(folder / "records.jsonl", folder / "there")
     assert study(page, "there", *one, "--report-only").returncode == 0
     assert json.loads((folder / "there/study.json").read_text())["clips"]["simclr"]["clean"][
         "values"
@@ -193,6 +196,35 @@ def test_a_run_that_has_begun_here_is_left_alone(page):
     (run / "config.yaml").write_text(config.to_yaml(cfg))
     with pytest.raises(UserError, match="with other options than"):
         read_records(folder / "records.jsonl", folder / "begun")
+
+
+def test_names_of_files_are_relative_to_the_data(page):
+    folder = page.parent
+    one = ("--arms", "simclr", "--seeds", "0")
+    assert study(page, "here", *one).returncode == 0
+    summary = folder / "here/clips/simclr/seed0/eval/study/summary.json"
+    bad = f"{folder}/data/videos/a.avi"
+    content = json.loads(summary.read_text()) | {"failed": [bad], "warnings": [f"{bad}: is cut"]}
+    summary.write_text(json.dumps(content))
+    write_records(folder / "records.jsonl", folder / "here")
+    text = (folder / "records.jsonl").read_text()
+    assert str(folder) not in text
+    assert '\\"failed\\": [\\"videos/a.avi\\"]' in text and "videos/a.avi: is cut" in text
+
+
+def test_the_docs_refuse_records_of_other_options(page):
+    folder = page.parent
+    (folder / "configs/study").mkdir(parents=True)
+    for name in ("study.yaml", "base.yaml"):
+        shutil.copy(folder / name, folder / "configs/study" / name)
+    assert study(page, "here", "--arms", "simclr,supcon", "optim.lr=0.07").returncode == 0
+    (folder / "docs/results/records").mkdir(parents=True)
+    shutil.copy(folder / "records.jsonl", folder / "docs/results/records/study.jsonl")
+    with pytest.raises(UserError, match=r"optim.lr=0.1 \(0.07\); the docs would have"):
+        recorded_results(folder, "study", [])
+    content = recorded_results(folder, "study", ["optim.lr=0.07"])
+    assert content["overrides"] == ["optim.lr=0.07"]
+    assert [row[:2] for row in content["arms clips"]["rows"]] == [["simclr", 2], ["supcon", 2]]
 
 
 def test_a_file_that_cannot_be_written_stops_no_run(page):

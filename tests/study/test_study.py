@@ -421,6 +421,7 @@ def test_a_failing_arm_does_not_stop_the_others(page):
             "skip: must be a mapping of data sets to lists of arms",
         ),
         ("arms: {a: []}\ndatasets: {d: p}\nseeds: [x]", "whole numbers, at least one"),
+        ("arms: {a: []}\ndatasets: {tune: p}", "'tune' is the folder of runs that choose options"),
         ("arm: {a: []}", "unknown key 'arm'; did you mean 'arms'"),
         ("arms: [", "study.yaml: "),
     ],

@@ -146,6 +146,20 @@ def test_an_arm_that_is_no_longer_chosen_for_keeps_its_own_options(page):
     assert runs["simclr"].optim.lr == 0.05 and runs["fixed"].optim.lr == 0.07
 
 
+def test_the_next_option_is_chosen_after_a_run_has_failed(page):
+    grid = "simclr: {optim.lr: [1e30, 0.05], method.temperature: [0.1, 0.2]}"
+    fixed = "    fixed: {as: simclr, method.false_negatives.threshold: [0.5, 0.9]}\n"
+    page.write_text(PAGE.replace(GRID, grid).replace(fixed, ""))
+    done = tool("study", "--cfg", page, "--output-dir", "out", "--tune", cwd=page.parent)
+    assert done.returncode == 0, done.stderr
+    assert "1 runs failed, and their values are not chosen" in done.stderr
+    entry = json.loads((page.parent / "out/tuning.json").read_text())["clips"]["simclr"]
+    assert entry["options"]["optim.lr"] == 0.05
+    # with the temperature of the config file first; the run that failed has none
+    tried = {f"lr=0.05,temperature={value}" for value in (0.5, 0.1, 0.2)}
+    assert set(entry["accuracies"]) == tried
+
+
 def test_failed_runs_are_not_chosen_and_all_failing_is_an_error(page):
     folder = page.parent / "tune/clips/simclr"
     lr = plan_lr(page)

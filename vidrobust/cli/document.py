@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from vidrobust import config
-from vidrobust.cli.study_results import verdict_rows, write_results
+from vidrobust.cli.study_results import read_verdicts, verdict_rows, write_results
 from vidrobust.config.find import protocol_file
 from vidrobust.data import FORMATS, find_format
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
@@ -32,8 +32,7 @@ from vidrobust.models.checkpoints import LAYOUTS
 from vidrobust.models.checkpoints.recognise import PLAIN
 from vidrobust.models.sources import SOURCES
 from vidrobust.study.arm_table import spread_of
-from vidrobust.study.verdicts import Verdict, verdict_lines
-from vidrobust.utils.typed_json import from_json
+from vidrobust.study.verdicts import verdict_table
 
 REPO = Path(__file__).resolve().parents[2]
 _PART = re.compile(r"(<!-- generated: ([\w/ ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -316,22 +315,17 @@ def released_methods() -> str:
 
 def verdicts() -> str:
     """Return the claims of papers, and what the studies of docs/results/ say about them."""
-    lines = [_row(_VERDICT_TITLES), "|" + "---|" * len(_VERDICT_TITLES)]
+    columns = "claim, source, prediction, measured, n, seeds, verdict, command and figures"
+    rows: list[list[str]] = []
     for path in sorted(REPO.glob("docs/results/*.json")):
-        lines += [_row(cells) for cells in verdict_rows(json.loads(path.read_text()), path.stem)]
-    return "\n".join(lines) + "\n"
-
-
-_VERDICT_TITLES = [
-    *("claim", "source", "prediction", "measured", "n", "seeds", "verdict", "command and figures"),
-]
+        rows += verdict_rows(json.loads(path.read_text()), path.stem)
+    return Table(columns.split(", "), rows).markdown()
 
 
 def claims(page: str) -> str:
     """Return the verdicts of one study, with effect sizes and p-values."""
     content = json.loads((REPO / f"docs/{page}.json").read_text())
-    rows = [from_json(Verdict, entry) for entry in content["verdicts"]]
-    return "\n".join(verdict_lines(rows)[4:])
+    return "\n".join(verdict_table(read_verdicts(content)))
 
 
 def _interval(values: list[float]) -> str:

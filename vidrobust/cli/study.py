@@ -472,13 +472,12 @@ def _is_in(part: Study, run: Arm) -> bool:
 def _require_teachers(runs: Sequence[Arm]) -> None:
     """Raise UserError for a run whose teacher is neither selected nor trained."""
     selected = {run.folder for run in runs}
-    # one that came from records has no weights, which fails its students alone
-    finished_folders = {folder for run in runs for folder in run.needs if _is_measured(folder)}
     for run in runs:
         if (run.folder / "backbone.pt").is_file() or is_finished(run):
             continue  # already trained, so it needs no teacher
         for folder in run.needs:
-            is_there = (folder / "checkpoints").is_dir() or folder in finished_folders
+            # one that came from records has no weights, which fails its students alone
+            is_there = (folder / "checkpoints").is_dir() or _is_measured(folder)
             if folder not in selected and not is_there:
                 teacher = folder.parent.name
                 raise UserError(

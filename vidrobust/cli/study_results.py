@@ -91,6 +91,11 @@ def _arms(table: Table) -> dict[str, Any]:
     }
 
 
+def read_verdicts(content: dict[str, Any]) -> list[Verdict]:
+    """Return the verdicts in the content of a page's JSON file; none in that of another page."""
+    return [from_json(Verdict, entry) for entry in content.get("verdicts", [])]
+
+
 def verdict_rows(content: dict[str, Any], page: str) -> list[list[str]]:
     """Return the verdicts of a page's JSON file as rows of the overview.
 
@@ -100,8 +105,7 @@ def verdict_rows(content: dict[str, Any], page: str) -> list[list[str]]:
     """
     rows = []
     several = sum(key.startswith("arms ") for key in content) > 1
-    for entry in content.get("verdicts", []):
-        row = from_json(Verdict, entry)
+    for row in read_verdicts(content):
         test = row.test
         rows.append(
             [

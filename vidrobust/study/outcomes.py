@@ -72,9 +72,7 @@ def read_column(folder: Path, column: str) -> ByVideo:
 
 
 def columns_of(folder: Path) -> list[str]:
-    """Return the names of all numbers that an evaluation has of each video."""
-    if (folder / OUTCOMES).is_file():
-        return list(read_json(folder / OUTCOMES, "delete the folder")["columns"])
+    """Return the names of all numbers that an evaluation has of each video, from its rows."""
     threats = dict.fromkeys(row["threat"] for row in _rows(folder / "results.jsonl"))
     views = dict.fromkeys(row["name"] for row in _rows(folder / "bias.jsonl"))
     columns = ["clean", "probed", "gained probe", "gained knn", "corrupted", "shifted"]

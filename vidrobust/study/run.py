@@ -25,7 +25,6 @@ from vidrobust.utils.readable import percent
 FREE = (
     "data.root=",
     "data.twins=",
-    "data.manifest=",
     "data.archive=",
     "eval.shift.root=",
     "eval.open_set.root=",

@@ -13,9 +13,9 @@ from vidrobust.config.yaml_text import dump_yaml, parse_yaml
 from vidrobust.study.outcome_columns import packed, unpacked
 from vidrobust.study.outcomes import OUTCOMES, columns_of, read_column
 from vidrobust.study.run import FREE
-from vidrobust.study.tuning import TUNED_RUNS, TUNING
+from vidrobust.study.tuning import TUNED_RUNS, TUNING, read_tuning_file
 from vidrobust.study.until import CHECKS, UNTIL
-from vidrobust.utils.atomic_files import read_json, replacing
+from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import read_metrics
 
@@ -25,7 +25,6 @@ _OUT = "{study}"
 _PLACES = (
     "data.root",
     "data.twins",
-    "data.manifest",
     "data.archive",
     "eval.shift.root",
     "eval.open_set.root",
@@ -39,7 +38,7 @@ def write_records(path: Path, out: Path) -> None:
     """Add the evaluations of a study's folder to a file of records.
 
     Runs that choose options of an arm are in it until tuning.json has what they decided. Paths of
-    weights outside of the study's folder stay in it.
+    a manifest, and of weights outside of the study's folder, stay in it.
 
     Args:
         path: the file.
@@ -52,14 +51,16 @@ def write_records(path: Path, out: Path) -> None:
     rows = _rows(path) if path.is_file() else []
     videos = {row["videos"]: row for row in rows if "videos" in row}
     by_name = {_name(row): row for row in rows if "run" in row}
-    choices = _merged(_choices(by_name.get((TUNING, ""))), _choices_of(out))
+    choices = _merged(_choices(by_name.get((TUNING, ""))), read_tuning_file(out))
     if choices:
         by_name[TUNING, ""] = {"run": TUNING, "files": {TUNING: json.dumps(choices)}}
     for summary in sorted(out.glob("**/eval/*/summary.json")):
         run, evaluation = summary.parents[2], summary.parent.name
         name = run.relative_to(out).as_posix(), evaluation
         # until.json has what checks on held-out videos have found; what came from records stays
-        if evaluation.startswith(UNTIL) or (summary.parent / OUTCOMES).is_file():
+        is_check = evaluation.startswith(UNTIL)
+        is_run = (run / "config.yaml").is_file()  # not another evaluation in this folder
+        if is_check or not is_run or (summary.parent / OUTCOMES).is_file():
             continue
         old = by_name.get(name)
         # an evaluation that has been repeated has another summary
@@ -113,8 +114,8 @@ def _rows(path: Path) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-            is_row = isinstance(row["uids"] if "videos" in row else row["files"], list | dict)
-            is_row = is_row and isinstance(row["videos"] if "videos" in row else row["run"], str)
+            name, content = ("videos", "uids") if "videos" in row else ("run", "files")
+            is_row = isinstance(row[name], str) and isinstance(row[content], list | dict)
         except (ValueError, RecursionError, KeyError, TypeError):
             is_row = False
         if not is_row:
@@ -181,8 +182,6 @@ def _options_text(run: Path, out: Path) -> str:
 def _text(summary: Path, run: Path) -> str:
     """Return a summary without line breaks, and with names of files relative to the data."""
     text = json.dumps(json.loads(summary.read_text()))
-    if not (run / "config.yaml").is_file():
-        return text
     cfg = config.load(run / "config.yaml")
     for key in _PLACES:
         root = config.get(cfg, key)
@@ -210,12 +209,6 @@ def _choices(row: Row | None) -> Row:
     return {} if row is None else dict(json.loads(row["files"][TUNING]))
 
 
-def _choices_of(out: Path) -> Row:
-    """Return the content of tuning.json in a study's folder; nothing without the file."""
-    path = out / TUNING
-    return read_json(path, "delete it") if path.is_file() else {}
-
-
 def _merged(below: Row, above: Row) -> Row:
     """Return the choices of both, those of `above` where an arm is in both."""
     return below | {name: below.get(name, {}) | arms for name, arms in above.items()}
@@ -223,7 +216,7 @@ def _merged(below: Row, above: Row) -> Row:
 
 def _unpack_choices(row: Row, out: Path) -> None:
     """Add the choices of a row to tuning.json, where an arm has none yet."""
-    here = _choices_of(out)
+    here = read_tuning_file(out)
     choices = _merged(_choices(row), here)
     if choices != here:
         with replacing(out / TUNING) as file:

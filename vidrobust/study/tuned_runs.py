@@ -10,8 +10,15 @@ from vidrobust import config
 from vidrobust.evaluation.report import tables as markdown
 from vidrobust.study.plan import Arm, Study, load_run
 from vidrobust.study.run import require_same
-from vidrobust.study.tuning import TUNED_RUNS, TUNING, Choices, Tuning, words_of
-from vidrobust.utils.atomic_files import read_json, replacing
+from vidrobust.study.tuning import (
+    TUNED_RUNS,
+    TUNING,
+    Choices,
+    Tuning,
+    read_tuning_file,
+    words_of,
+)
+from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.readable import percent
 
@@ -68,7 +75,7 @@ def progress(
         "seed": study.tune.seed,
         "overrides": list(overrides),
     }
-    earlier = _content(out)
+    earlier = read_tuning_file(out)
     selected = _with_teachers(study.tune, study.arms if arms is None else arms)
     for dataset in study.datasets:
         state.choices[dataset] = {}
@@ -103,12 +110,6 @@ def progress(
             else:
                 state.choices[dataset][arm] = picked
     return state
-
-
-def _content(out: Path) -> dict[str, Any]:
-    """Return tuning.json; nothing without it."""
-    path = out / TUNING
-    return read_json(path, "delete it") if path.is_file() else {}
 
 
 def _score(
@@ -191,7 +192,7 @@ def _shown(value: Any) -> str:
 
 def write_tuning(out: Path, state: Progress) -> None:
     """Add the choices, and the accuracies that decided, to tuning.json."""
-    content = _content(out)
+    content = read_tuning_file(out)
     chosen = {
         dataset: {
             arm: {
@@ -211,7 +212,7 @@ def write_tuning(out: Path, state: Progress) -> None:
 
 def tuning_lines(out: Path) -> list[str]:
     """Return tuning.json as lines of Markdown; no lines without the file."""
-    content = _content(out)
+    content = read_tuning_file(out)
     if not content:
         return []
     rows = []

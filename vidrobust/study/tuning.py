@@ -19,6 +19,7 @@ from vidrobust.utils.text import shown
 TUNING = "tuning.json"
 # folder of the runs that decide, in that of the study
 TUNED_RUNS = "tune"
+_REMEDY = "delete it, and run the study with --tune"
 _AS = "as"  # key of a grid: the arm whose choices come first
 
 # data set -> arm -> option -> value
@@ -105,6 +106,16 @@ def words_of(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
+def read_tuning_file(out: Path) -> dict[str, Any]:
+    """Return the content of tuning.json in a study's folder; nothing without the file.
+
+    Raises:
+        UserError: for a damaged file.
+    """
+    path = out / TUNING
+    return read_json(path, _REMEDY) if path.is_file() else {}
+
+
 def read_choices(out: Path) -> Choices | None:
     """Return what tuning.json of a study's folder says was chosen; None without such a file.
 
@@ -114,12 +125,11 @@ def read_choices(out: Path) -> Choices | None:
     path = out / TUNING
     if not path.is_file():
         return None
-    remedy = "delete it, and run the study with --tune"
-    content = read_json(path, remedy)
+    content = read_tuning_file(out)
     try:
         return {
             dataset: {arm: dict(entry["options"]) for arm, entry in arms.items()}
             for dataset, arms in content.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is damaged ({error!r}); {remedy}") from None
+        raise UserError(f"{path}: is damaged ({error!r}); {_REMEDY}") from None

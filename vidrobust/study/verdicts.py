@@ -333,10 +333,10 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def verdict_lines(rows: Sequence[Verdict]) -> list[str]:
-    """Return the verdicts as lines of Markdown: a table, and notes below it."""
+    """Return the verdicts as lines of Markdown, with a heading and what the columns are."""
     if not rows:
         return []
-    lines = [
+    return [
         "## Claims",
         "",
         (
@@ -346,9 +346,13 @@ def verdict_lines(rows: Sequence[Verdict]) -> list[str]:
             " the number of tests (Holm)."
         ),
         "",
-        *markdown.table(_TITLES, *(_row(row) for row in rows)),
-        "",
+        *verdict_table(rows),
     ]
+
+
+def verdict_table(rows: Sequence[Verdict]) -> list[str]:
+    """Return the verdicts as a table, and notes below it."""
+    lines = [*markdown.table(_TITLES, *(_row(row) for row in rows)), ""]
     notes = [(row.claim, note) for row in rows for note in row.notes]
     for claim, note in dict.fromkeys(notes):
         lines.append(f"- {markdown.escape(claim)}: {markdown.escape(note)}")
