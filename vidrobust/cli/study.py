@@ -112,7 +112,7 @@ def _print_only(
         print("\n".join(verdict_lines(verdicts(study, finished(all_runs)))))
         return
     for run in runs:
-        state = ", finished" if finished([run]) else ""
+        state = ", finished" if is_finished(run) else ""
         print(f"# {run.dataset}, {run.name}, seed {run.seed}: {run.folder}{state}")
     if len(runs) == 1:
         common.print_config(args, runs[0].cfg)

@@ -47,6 +47,7 @@ _FREE = (
     *(f"eval.card.{key}" for key in vars(config.CardConfig())),
 )
 
+IDENTITY = "identity.json"
 _LOCK = ".lock"  # held by the process that evaluates
 
 
@@ -115,14 +116,8 @@ def claim(
         UserError: for a folder with another evaluation (with the options that differ) or with other
             files, and while another process evaluates in it.
     """
-    path = out / "identity.json"
-    used: tuple[str, ...] = ("seed", "data.", "model.", "method.", "eval.", "protocol.")
-    used += ("augment.",) if cfg.protocol.augmented else ()
-    options = {
-        key: str(config.get(cfg, key))
-        for key, _ in config.options()
-        if key.startswith(used) and key not in _FREE
-    }
+    path = out / IDENTITY
+    options = _options_of(cfg)
     earlier_identity = (
         read_json(path, f"set eval.name=NAME, or delete {out}") if path.is_file() else {}
     )
@@ -161,6 +156,40 @@ def claim(
             with replacing(out / ENVIRONMENT_FILE) as file:
                 file.write((json.dumps(environment(), indent=2) + "\n").encode())
         yield
+
+
+def options_that_differ(out: Path, cfg: config.Config) -> list[str]:
+    """Return the names of the options in which the evaluation of a folder differs from another.
+
+    Args:
+        out: folder of an evaluation; without its identity.json nothing differs.
+        cfg: configuration of the other evaluation.
+
+    Raises:
+        UserError: for a damaged file.
+    """
+    path = out / IDENTITY
+    if not path.is_file():
+        return []
+    return _differing(read_json(path, f"delete {out}"), _options_of(cfg))
+
+
+def _options_of(cfg: config.Config) -> dict[str, str]:
+    """Return option -> value of the options that an evaluation uses."""
+    used: tuple[str, ...] = ("seed", "data.", "model.", "method.", "eval.", "protocol.")
+    used += ("augment.",) if cfg.protocol.augmented else ()
+    return {
+        key: str(config.get(cfg, key))
+        for key, _ in config.options()
+        if key.startswith(used) and key not in _FREE
+    }
+
+
+def _differing(earlier: dict[str, Any], options: dict[str, str]) -> list[str]:
+    """Return the names of options that differ; see `_difference`."""
+    before = earlier.get("options")
+    before = before if isinstance(before, dict) else {}
+    return [key for key, value in options.items() if before.get(key, value) != value]
 
 
 def _is_leftover(file: Path) -> bool:
@@ -209,9 +238,7 @@ def _difference(earlier: dict[str, Any], identity: dict[str, str], options: dict
         identity: what `identify` returns for this evaluation.
         options: option -> value, of this evaluation.
     """
-    before = earlier.get("options")
-    before = before if isinstance(before, dict) else {}
-    differ = ", ".join(key for key, value in options.items() if before.get(key, value) != value)
+    differ = ", ".join(_differing(earlier, options))
     names = {
         "shift_sha": "videos of eval.shift",
         "open_set_sha": "videos of eval.open_set",

@@ -1,7 +1,8 @@
 """Read a study's config file and list its runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from vidrobust.config.find import find_config
 from vidrobust.config.yaml_text import read_page
 from vidrobust.study.claims import Claim, is_list_of_text, read_claims
 from vidrobust.study.tuning import TUNED_RUNS, Choices, Tuning, read_choices, read_tuning, words_of
-from vidrobust.study.until import Until, read_until
+from vidrobust.study.until import UNTIL, Until, read_until
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
@@ -35,6 +36,8 @@ class Study:
         skip: name of a data set -> arms that are not run on it.
         options: name of a data set -> options of its runs.
         claims: what papers claim about the arms.
+        evaluations: name -> options of another evaluation of the trained runs. It is made for the
+            arms of the claims that name it; if none does, for all.
         until: accuracy at which the training of all arms stops; None: it does not.
         tune: options that are chosen by held-out videos, before the runs; None: none.
         config_file: config file of the study.
@@ -49,6 +52,7 @@ class Study:
     skip: Mapping[str, Sequence[str]] = field(default_factory=dict)
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     claims: Sequence[Claim] = ()
+    evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     tune: Tuning | None = None
     until: Until | None = None
     config_file: Path = Path("study.yaml")
@@ -67,6 +71,7 @@ class Arm:
         needs: folders of the runs that this one starts from.
         until: when its training stops before its time; None: it does not.
         check: configuration of the evaluation by which `until` is checked.
+        further: configurations of its other evaluations, each with another eval.name.
     """
 
     dataset: str
@@ -77,6 +82,7 @@ class Arm:
     needs: tuple[Path, ...] = ()
     until: Until | None = None
     check: config.Config | None = None
+    further: tuple[config.Config, ...] = ()
 
     @property
     def label(self) -> str:
@@ -155,7 +161,14 @@ def _check_types(content: Mapping[str, Any], path: Path) -> None:
         )
     common = {"common": content.get("common", [])}
     # A list of pairs, not a merged mapping, as an arm may have the name of a data set.
-    for name, overrides in [*content["arms"].items(), *options.items(), *common.items()]:
+    further = content.get("evaluations", {})
+    if not isinstance(further, dict):
+        raise UserError(
+            f"{path}: evaluations={shown(further)}: must be a mapping of names to lists of"
+            " key=value"
+        )
+    lists = [content["arms"], options, common, further]
+    for name, overrides in (item for each in lists for item in each.items()):
         if not is_list_of_text(overrides):
             raise UserError(
                 f"{path}: {shown(name)}: must be a list of key=value, not '{shown(overrides)}'"
@@ -187,18 +200,20 @@ def _check_seeds(seeds: Any, path: Path) -> None:
 
 
 def _check_folder_names(content: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError for an arm or data set whose name cannot be that of a folder."""
+    """Raise UserError for a name that cannot be that of a folder, or that two things would have."""
     if TUNED_RUNS in content["datasets"]:
         raise UserError(
             f"{path}: datasets: '{TUNED_RUNS}' is the folder of runs that choose options; choose"
             " another name"
         )
-    for key in ("arms", "datasets"):
-        for name in content[key]:
+    for key in ("arms", "datasets", "evaluations"):
+        for name in content.get(key, {}):
             if name in ("", ".", "..") or "/" in name or not name.isprintable():
                 raise UserError(
                     f"{path}: {key}: '{shown(name)}' cannot be the name of a folder; choose another"
                 )
+            if key == "evaluations" and name.startswith(UNTIL):
+                raise UserError(f"{path}: {key}: '{shown(name)}' is a check of `until`; rename it")
 
 
 def _check_references(study: Study, path: Path) -> None:
@@ -257,15 +272,81 @@ def plan(
                     # the file may have an arm that is no longer chosen for
                     picked = choices.get(dataset, {}).get(name, {}) if name in grid else {}
                     words = [*study.arms[name], *words_of(picked)]
-                    cfg, needs = load_run(study, out, dataset, words, root, seed, overrides)
-                    check = None
-                    if study.until is not None:
-                        words += study.until.options
-                        check, _ = load_run(study, out, dataset, words, root, seed, overrides)
-                        _require_held_out(study, check)
+                    load = partial(
+                        load_run, study, out, dataset, root=root, seed=seed, overrides=overrides
+                    )
                     folder = _folder(out, dataset, name, seed)
-                    runs.append(Arm(dataset, name, seed, cfg, folder, needs, study.until, check))
+                    runs.append(_run(study, dataset, name, words, load, folder))
     return runs
+
+
+def _run(
+    study: Study,
+    dataset: str,
+    name: str,
+    words: list[str],
+    load: Callable[[Sequence[str]], tuple[config.Config, tuple[Path, ...]]],
+    folder: Path,
+) -> Arm:
+    """Return one run of a study.
+
+    Args:
+        study: the study.
+        dataset: name of the data set.
+        name: name of the arm.
+        words: options of the arm.
+        load: options -> what `load_run` returns for this data set and seed.
+        folder: folder of the run.
+    """
+    cfg, needs = load(words)
+    check = None
+    if study.until is not None:
+        check, _ = load([*words, *study.until.options])
+        _require_held_out(study, check)
+    further = tuple(
+        _evaluation(study, each, load([*words, *study.evaluations[each]])[0], cfg)
+        for each in _evaluations_of(study, name)
+    )
+    return Arm(dataset, name, cfg.seed, cfg, folder, needs, study.until, check, further)
+
+
+def _evaluations_of(study: Study, arm: str) -> list[str]:
+    """Return the names of the further evaluations of an arm."""
+    arms = {
+        name: {each for claim in study.claims if claim.evaluation == name for each in _arms(claim)}
+        for name in study.evaluations
+    }
+    return [name for name, of_claims in arms.items() if not of_claims or arm in of_claims]
+
+
+def _arms(claim: Claim) -> tuple[str, str]:
+    return claim.arm, claim.against
+
+
+def _evaluation(study: Study, name: str, cfg: config.Config, main: config.Config) -> config.Config:
+    """Return the configuration of a further evaluation.
+
+    Args:
+        study: the study.
+        name: name of the evaluation.
+        cfg: its configuration, under the eval.name of the run's own evaluation.
+        main: configuration of that.
+
+    Raises:
+        UserError: if both have the same name, and for options of the training.
+    """
+    where = f"{study.config_file}: evaluations: {shown(name)}"
+    if name == main.eval.name:
+        raise UserError(f"{where}: is the eval.name of the runs; choose another name")
+    for line in config.differences(main, cfg):
+        if line.startswith(_OF_TRAINING):
+            name = line.partition("=")[0]
+            raise UserError(f"{where}: {name} is an option of the training; leave it out")
+    return replace(cfg, eval=replace(cfg.eval, name=name))
+
+
+# options that an evaluation takes over from the run
+_OF_TRAINING = ("seed=", "model.", "method.", "optim.", "train.")
 
 
 def _require_held_out(study: Study, cfg: config.Config) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vidrobust import checkpoint, config
 from vidrobust.evaluation import check_evaluation, evaluate
+from vidrobust.evaluation.results import options_that_differ
 from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.study.arm_table import FinishedRun
 from vidrobust.study.outcomes import OUTCOMES
@@ -80,20 +81,57 @@ def require_same(arm: Arm, remedy: str = "set --output-dir") -> None:
             f"{arm.folder} holds a run with other options (its values in brackets):"
             f" {', '.join(changed)}; {remedy}"
         )
+    for further in arm.further:
+        folder = _summary_of(arm, further).parent
+        # the model was compared above
+        names = [
+            name
+            for name in options_that_differ(folder, _as_evaluated(further, arm))
+            if not f"{name}=".startswith((*FREE, "model."))
+        ]
+        if names:
+            raise UserError(
+                f"{folder} holds an evaluation with other options ({', '.join(names)}); delete it,"
+                f" or {remedy}"
+            )
+
+
+def _as_evaluated(cfg: config.Config, arm: Arm) -> config.Config:
+    """Return the configuration of an evaluation on the test split.
+
+    Args:
+        cfg: the configuration of the study.
+        arm: the run.
+    """
+    if arm.until is None:
+        return cfg
+    # held-out videos have decided when to stop
+    return replace(cfg, data=replace(cfg.data, validation=0.0))
 
 
 def finished(arms: Sequence[Arm]) -> list[FinishedRun]:
-    """Return the runs that have been measured."""
+    """Return the runs that have been measured, also where further evaluations are missing."""
     return [
         FinishedRun(arm, read_summary(_summary_of(arm)), _removal(arm), _shortfalls(arm))
         for arm in arms
-        if is_finished(arm)
+        if _summary_of(arm).is_file()
     ]
 
 
 def is_finished(arm: Arm) -> bool:
-    """Return whether a run has been measured."""
-    return _summary_of(arm).is_file()
+    """Return whether nothing of a run is left to be done."""
+    return not _evaluations_left(arm)
+
+
+def _evaluations_left(arm: Arm) -> list[config.Config]:
+    """Return the evaluations that a run still needs.
+
+    A run that was measured elsewhere and came without its weights needs none: it cannot be measured
+    again.
+    """
+    if _summary_of(arm).is_file() and not (arm.folder / "backbone.pt").is_file():
+        return []
+    return [cfg for cfg in (arm.cfg, *arm.further) if not _summary_of(arm, cfg).is_file()]
 
 
 def _require_weights(folder: Path) -> None:
@@ -111,7 +149,7 @@ def _require_weights(folder: Path) -> None:
 
 def validated(arm: Arm) -> float | None:
     """Return the accuracy of the linear probe of a run; None if it is not measured."""
-    if not is_finished(arm):
+    if not _summary_of(arm).is_file():
         return None
     probe = read_summary(_summary_of(arm)).representation.get("trained_probe")
     return None if probe is None else probe.acc
@@ -140,8 +178,8 @@ def run_arm(arm: Arm, *, overwrite: bool = False, remedy: str = "set --output-di
         with distributed.main_first():
             check_evaluation(arm.cfg)
         train(arm.cfg, arm.folder, overwrite=True)
-    summary = _summary_of(arm)
-    if not summary.is_file():
+    left = _evaluations_left(arm)
+    if left:
         log.info(f"{arm.label}: {arm.folder}")
         for folder in (arm.folder, *arm.needs):
             _require_weights(folder)
@@ -151,11 +189,10 @@ def run_arm(arm: Arm, *, overwrite: bool = False, remedy: str = "set --output-di
         elif not (arm.folder / "backbone.pt").is_file():
             _train(arm)
         state = checkpoint.read_checkpoint(arm.folder)
-        cfg = _with_model_of(state, arm.folder, arm.cfg)
-        if arm.until is not None:  # held-out videos have decided when to stop
-            cfg = replace(cfg, data=replace(cfg.data, validation=0.0))
-        evaluate(cfg, state, summary.parent)
-    return read_summary(summary)
+        for each in left:
+            cfg = _with_model_of(state, arm.folder, _as_evaluated(each, arm))
+            evaluate(cfg, state, _summary_of(arm, each).parent)
+    return read_summary(_summary_of(arm))
 
 
 def _with_model_of(state: dict[str, Any], folder: Path, cfg: config.Config) -> config.Config:
@@ -206,16 +243,17 @@ def _train(arm: Arm, stop: int = 0) -> None:
     distributed.start(arm.cfg.device)
     # What the evaluation would refuse is refused before the training, which may take days.
     with distributed.main_first():
-        check_evaluation(arm.cfg)
+        for cfg in (arm.cfg, *arm.further):
+            check_evaluation(cfg)
     with distributed.together():
         newest = checkpoint.newest_sound(arm.folder / "checkpoints")
     resume = newest[0] if newest else None
     train(arm.cfg, arm.folder, resume, overwrite=newest is None, stop=stop)
 
 
-def _summary_of(arm: Arm) -> Path:
-    """Return the path of a run's summary.json."""
-    return arm.folder / "eval" / arm.cfg.eval.name / "summary.json"
+def _summary_of(arm: Arm, cfg: config.Config | None = None) -> Path:
+    """Return the path of summary.json of one evaluation of a run; by default of its own."""
+    return arm.folder / "eval" / (cfg or arm.cfg).eval.name / "summary.json"
 
 
 def _removal(arm: Arm) -> list[dict[str, float]]:

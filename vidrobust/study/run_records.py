@@ -10,12 +10,13 @@ from typing import Any
 
 from vidrobust import config
 from vidrobust.config.yaml_text import dump_yaml, parse_yaml
+from vidrobust.evaluation.results import IDENTITY
 from vidrobust.study.outcome_columns import packed, unpacked
 from vidrobust.study.outcomes import OUTCOMES, columns_of, read_column
 from vidrobust.study.run import FREE
 from vidrobust.study.tuning import TUNED_RUNS, TUNING, read_tuning_file
 from vidrobust.study.until import CHECKS, UNTIL
-from vidrobust.utils.atomic_files import replacing
+from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import read_metrics
 
@@ -146,6 +147,9 @@ def _row(run: Path, out: Path, evaluation: str, videos: dict[str, Row]) -> Row:
     folder = run / "eval" / evaluation
     files = {"config.yaml": _options_text(run, out)}
     files[_summary_name(evaluation)] = _text(folder / "summary.json", run)
+    # config.yaml has the options of the run's own evaluation; those of another are compared here
+    if (folder / IDENTITY).is_file() and evaluation != config.load(run / "config.yaml").eval.name:
+        files[f"eval/{evaluation}/{IDENTITY}"] = _identity_text(folder / IDENTITY, out)
     removal = [row for row in read_metrics(run) if row.get("split") == "train_epoch"]
     files["metrics.jsonl"] = "".join(json.dumps(row) + "\n" for row in removal)
     if (run / CHECKS).is_file():
@@ -177,6 +181,15 @@ def _options_text(run: Path, out: Path) -> str:
         elif isinstance(value, str) and value.startswith(f"{out}/"):
             section[name] = _OUT + value.removeprefix(str(out))
     return dump_yaml(values)
+
+
+def _identity_text(path: Path, out: Path) -> str:
+    """Return the options of an evaluation, with paths in the study's folder relative to it."""
+    options = read_json(path, f"delete {path.parent}").get("options", {})
+    here = f"{out}/"
+    return json.dumps(
+        {"options": {key: value.replace(here, f"{_OUT}/") for key, value in options.items()}}
+    )
 
 
 def _text(summary: Path, run: Path) -> str:

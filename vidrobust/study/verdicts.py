@@ -294,9 +294,15 @@ def _notes(
     for name in filter(None, (claim.arm, claim.against)):
         for place in places:
             of_arm = [r for r in runs if (r.arm.dataset, r.arm.name) == (place, name)]
-            missing = sorted(set(study.seeds) - {run.arm.seed for run in of_arm})
+            measured = {
+                run.arm.seed
+                for run in of_arm
+                if not claim.evaluation or (_evaluation(run, claim) / "summary.json").is_file()
+            }
+            missing = sorted(set(study.seeds) - measured)
             if missing:
-                notes.append(f"{place}, {name}: no result of seeds {_listed(missing)}")
+                of = f" of {claim.evaluation}" if claim.evaluation else ""
+                notes.append(f"{place}, {name}: no result{of} of seeds {_listed(missing)}")
             notes += [f"{run.arm.label}: {reason}" for run in of_arm for reason in run.shortfalls]
     for place in places:
         notes += _unnamed(claim, runs, place)
