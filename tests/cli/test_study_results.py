@@ -36,7 +36,7 @@ def test_a_page_has_arms_and_verdicts_of_the_runs(tmp_path, monkeypatch):
     assert lines[3] == "| two | 1 | 90.0 | 80.0 | 40.0 | 20.0 | 50.0 | 25.0 | - | - |"
     low, none = verdict_rows(content, "study")
     assert low[:6] == ["one is lower", "a paper", "radius: one below two", "0.0", "50", "1"]
-    assert low[6] == "**undecided**: 1 common seeds, at least 2 are needed"
+    assert low[6] == "**undecided**: seeds in common: 1, at least 2 are needed"
     assert low[7] == "[study](study.md)"
     assert none[3:6] == ["-", "-", "0"]
 

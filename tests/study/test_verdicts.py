@@ -169,7 +169,7 @@ def test_the_report_has_verdicts_and_pictures_of_dials_and_distances(tmp_path):
     assert "SimCLR is less robust" in page and "slope of robust linf-0.01" in page
     (entry,) = json.loads((tmp_path / "verdicts.json").read_text())
     assert entry["claim"] == "susceptibility" and entry["dataset"] == "few, many"
-    assert "| SimCLR is less robust | undecided (0 common seeds" in text
+    assert "| SimCLR is less robust | undecided (seeds in common: 0" in text
 
 
 def test_missing_seeds_other_options_and_shortfalls_are_noted(tmp_path):
@@ -192,7 +192,7 @@ def test_missing_seeds_other_options_and_shortfalls_are_noted(tmp_path):
 def test_without_common_seeds_there_is_no_verdict(tmp_path):
     runs = runs_with(tmp_path, {"simclr": (0.8, 0.4), "supcon": (0.8, 0.6)}, seeds=1)
     (row,) = verdicts(study_of(CLAIM), runs)
-    assert (row.verdict, row.reason) == (UNDECIDED, "1 common seeds, at least 2 are needed")
+    assert (row.verdict, row.reason) == (UNDECIDED, "seeds in common: 1, at least 2 are needed")
     (row,) = verdicts(study_of(CLAIM), [])
     assert row.test is None and "| - | 0 | - |" in "\n".join(verdict_lines([row]))
 

@@ -137,7 +137,7 @@ def _judged(
     test = row.test
     if test is None or test.half is None or row.p is None:
         seeds = 0 if test is None else 1
-        return replace(row, reason=f"{seeds} common seeds, at least 2 are needed")
+        return replace(row, reason=f"seeds in common: {seeds}, at least 2 are needed")
     if not math.isfinite(test.mean):
         return replace(row, reason="half of the videos withstand the largest budget")
     signed = claim.sign * test.mean
