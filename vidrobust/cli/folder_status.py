@@ -322,6 +322,19 @@ def _study(folder: Path, files: set[str]) -> Status:
     return status
 
 
+def _with_missing_evaluations(study: Path) -> set[str]:
+    """Return the folders of runs that the study has still to measure."""
+    plan = _read_object(study / "plan.json") if (study / "plan.json").is_file() else None
+    evaluations = plan.get("evaluations") if plan else None
+    if not isinstance(evaluations, dict):  # none, or of a study that began before they existed
+        return set()
+    return {
+        str(study / run)
+        for run, names in evaluations.items()
+        if not all((study / run / "eval" / str(name) / "summary.json").is_file() for name in names)
+    }
+
+
 def _finish_study(study: Status, every: Sequence[Status]) -> None:
     """Complete the status of a study by its runs, in place.
 
@@ -336,7 +349,10 @@ def _finish_study(study: Status, every: Sequence[Status]) -> None:
         if each.kind == "evaluation" and each.state == FINISHED
     }
     runs = [each for each in inside if each.kind == "run"]
-    study.done = sum(run.state == FINISHED and run.path in measured for run in runs)
+    missing = _with_missing_evaluations(Path(study.path))
+    study.done = sum(
+        run.state == FINISHED and run.path in measured and run.path not in missing for run in runs
+    )
     active = next((each for each in inside if each.state == RUNNING), None)
     if study.state == DAMAGED:
         return

@@ -30,7 +30,7 @@ from vidrobust.study import (
     write_study,
 )
 from vidrobust.study.plan import chosen
-from vidrobust.study.run import is_finished, validated
+from vidrobust.study.run import evaluations_of, is_finished, validated
 from vidrobust.study.run_records import read_records, write_records
 from vidrobust.study.side_by_side import run_side_by_side
 from vidrobust.study.tuned_runs import Progress, progress, tuning_lines, write_tuning
@@ -131,8 +131,9 @@ def _planned(args: argparse.Namespace) -> tuple[Study, list[Arm]]:
     whole = dataclasses.replace(study, seeds=seeds)
     all_runs = plan(whole, args.output_dir, args.overrides, args.roots)
     for run in all_runs:
-        common.check_names(run.cfg)
-        require_branch(run.cfg)
+        for cfg in (run.cfg, *run.further):
+            common.check_names(cfg)
+            require_branch(cfg)
         require_same(run)
     return study, all_runs
 
@@ -459,9 +460,13 @@ def _write_plan(runs: Sequence[Arm], out: Path) -> None:
     """
     with distributed.together():
         if common.is_main():
-            folders = [str(run.folder.relative_to(out)) for run in runs]
+            evaluations = {
+                str(run.folder.relative_to(out)): [cfg.eval.name for cfg in evaluations_of(run)]
+                for run in runs
+            }
+            content = {"runs": list(evaluations), "evaluations": evaluations}
             with replacing(out / "plan.json") as file:
-                file.write((json.dumps({"runs": folders}, indent=2) + "\n").encode())
+                file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def _is_in(part: Study, run: Arm) -> bool:

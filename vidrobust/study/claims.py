@@ -44,7 +44,7 @@ class Claim:
         dial: data set -> a number that differs between the data sets, such as the fraction of false
             negatives. The claim is then about the slope of the difference over that number.
         dial_name: what the dial is, for figures.
-        evaluation: eval.name of another evaluation of the same runs; empty: the study's.
+        evaluation: name of the further evaluation that it is tested by; empty: the run's own.
     """
 
     name: str

@@ -160,19 +160,20 @@ def _check_types(content: Mapping[str, Any], path: Path) -> None:
             " key=value"
         )
     common = {"common": content.get("common", [])}
-    # A list of pairs, not a merged mapping, as an arm may have the name of a data set.
     further = content.get("evaluations", {})
     if not isinstance(further, dict):
         raise UserError(
             f"{path}: evaluations={shown(further)}: must be a mapping of names to lists of"
             " key=value"
         )
+    # A list of mappings, not a merged one, as an arm may have the name of a data set.
     lists = [content["arms"], options, common, further]
     for name, overrides in (item for each in lists for item in each.items()):
         if not is_list_of_text(overrides):
             raise UserError(
                 f"{path}: {shown(name)}: must be a list of key=value, not '{shown(overrides)}'"
             )
+    _check_options_of_evaluations(further, content["arms"], path)
     skip = content.get("skip", {})
     if not isinstance(skip, dict) or not all(map(is_list_of_text, skip.values())):
         raise UserError(
@@ -187,6 +188,30 @@ def _check_types(content: Mapping[str, Any], path: Path) -> None:
             f"{path}: baseline={shown(content['baseline'])}: must be the name of an arm"
         )
     _check_seeds(content.get("seeds", [0]), path)
+
+
+def _check_options_of_evaluations(
+    evaluations: Mapping[str, Sequence[str]], arms: Mapping[str, Any], path: Path
+) -> None:
+    """Raise UserError for options of an evaluation that would have no effect there.
+
+    Args:
+        evaluations: name -> options.
+        arms: the arms of the study.
+        path: the config file.
+    """
+    for name, options in evaluations.items():
+        where = f"{path}: evaluations: {shown(name)}"
+        for option in options:
+            if option.startswith(_OF_RUN):
+                key = option.partition("=")[0]
+                raise UserError(f"{where}: {key} is an option of the run; leave it out")
+            if any(f"{{{arm}}}" in option for arm in arms):
+                raise UserError(f"{where}: {shown(option)}: must not name an arm's run")
+
+
+# options that an evaluation has from its run, or that only matter in training
+_OF_RUN = ("seed", "model.", "method.", "optim.", "train.", "augment.", "eval.name", "data.root")
 
 
 def _check_seeds(seeds: Any, path: Path) -> None:
@@ -228,6 +253,9 @@ def _check_references(study: Study, path: Path) -> None:
         arms += skipped
     for claim in study.claims:
         arms += [claim.arm, claim.against]  # an empty name is none
+        if claim.evaluation and claim.evaluation not in study.evaluations:
+            near = nearest(claim.evaluation, list(study.evaluations))
+            raise UserError(f"{path}: claims: no evaluation '{shown(claim.evaluation)}'{near}")
         for name in (*claim.datasets, *claim.dial):
             if name not in study.datasets:
                 near = nearest(name, list(study.datasets))
@@ -263,6 +291,8 @@ def plan(
     # Seeds are the outer loop, so that all arms of a seed come before the next seed.
     choices: Choices = (read_choices(out) if study.tune else None) or {}
     grid = study.tune.grid if study.tune else {}
+    # under another eval.name the command measures the runs once more, by that evaluation alone
+    is_renamed = any(word.partition("=")[0] == "eval.name" for word in overrides)
     runs = []
     for seed in study.seeds:
         for dataset in study.datasets:
@@ -276,7 +306,8 @@ def plan(
                         load_run, study, out, dataset, root=root, seed=seed, overrides=overrides
                     )
                     folder = _folder(out, dataset, name, seed)
-                    runs.append(_run(study, dataset, name, words, load, folder))
+                    run = _run(study, dataset, name, words, load, folder)
+                    runs.append(replace(run, further=()) if is_renamed else run)
     return runs
 
 
@@ -305,26 +336,36 @@ def _run(
         _require_held_out(study, check)
     further = tuple(
         _evaluation(study, each, load([*words, *study.evaluations[each]])[0], cfg)
-        for each in _evaluations_of(study, name)
+        for each in _evaluations_of(study, dataset, name)
     )
     return Arm(dataset, name, cfg.seed, cfg, folder, needs, study.until, check, further)
 
 
-def _evaluations_of(study: Study, arm: str) -> list[str]:
-    """Return the names of the further evaluations of an arm."""
-    arms = {
-        name: {each for claim in study.claims if claim.evaluation == name for each in _arms(claim)}
-        for name in study.evaluations
-    }
-    return [name for name, of_claims in arms.items() if not of_claims or arm in of_claims]
+def _evaluations_of(study: Study, dataset: str, arm: str) -> list[str]:
+    """Return the names of the further evaluations of an arm on a data set."""
+    names = []
+    for name in study.evaluations:
+        claims = [claim for claim in study.claims if claim.evaluation == name]
+        places = [
+            {
+                (place, each)
+                for place in _places(study, claim)
+                for each in (claim.arm, claim.against)
+            }
+            for claim in claims
+        ]
+        if not claims or (dataset, arm) in set().union(*places):
+            names.append(name)
+    return names
 
 
-def _arms(claim: Claim) -> tuple[str, str]:
-    return claim.arm, claim.against
+def _places(study: Study, claim: Claim) -> Sequence[str]:
+    """Return the data sets that a claim is about."""
+    return list(claim.dial) or claim.datasets or list(study.datasets)
 
 
 def _evaluation(study: Study, name: str, cfg: config.Config, main: config.Config) -> config.Config:
-    """Return the configuration of a further evaluation.
+    """Return the configuration of a further evaluation under its name.
 
     Args:
         study: the study.
@@ -333,20 +374,14 @@ def _evaluation(study: Study, name: str, cfg: config.Config, main: config.Config
         main: configuration of that.
 
     Raises:
-        UserError: if both have the same name, and for options of the training.
+        UserError: if both have the same name.
     """
-    where = f"{study.config_file}: evaluations: {shown(name)}"
     if name == main.eval.name:
-        raise UserError(f"{where}: is the eval.name of the runs; choose another name")
-    for line in config.differences(main, cfg):
-        if line.startswith(_OF_TRAINING):
-            name = line.partition("=")[0]
-            raise UserError(f"{where}: {name} is an option of the training; leave it out")
+        raise UserError(
+            f"{study.config_file}: evaluations: {shown(name)}: is the eval.name of the runs; choose"
+            " another name"
+        )
     return replace(cfg, eval=replace(cfg.eval, name=name))
-
-
-# options that an evaluation takes over from the run
-_OF_TRAINING = ("seed=", "model.", "method.", "optim.", "train.")
 
 
 def _require_held_out(study: Study, cfg: config.Config) -> None:

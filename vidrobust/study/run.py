@@ -81,9 +81,18 @@ def require_same(arm: Arm, remedy: str = "set --output-dir") -> None:
             f"{arm.folder} holds a run with other options (its values in brackets):"
             f" {', '.join(changed)}; {remedy}"
         )
+    _require_same_evaluations(arm)
+
+
+def _require_same_evaluations(arm: Arm) -> None:
+    """Refuse further evaluations of a run that were made with other options.
+
+    Raises:
+        UserError: with the options that differ.
+    """
     for further in arm.further:
         folder = _summary_of(arm, further).parent
-        # the model was compared above
+        # the model is that of the run
         names = [
             name
             for name in options_that_differ(folder, _as_evaluated(further, arm))
@@ -91,8 +100,8 @@ def require_same(arm: Arm, remedy: str = "set --output-dir") -> None:
         ]
         if names:
             raise UserError(
-                f"{folder} holds an evaluation with other options ({', '.join(names)}); delete it,"
-                f" or {remedy}"
+                f"{folder} holds an evaluation with other options ({', '.join(names)}); give the"
+                " new one another name under `evaluations`"
             )
 
 
@@ -123,15 +132,18 @@ def is_finished(arm: Arm) -> bool:
     return not _evaluations_left(arm)
 
 
-def _evaluations_left(arm: Arm) -> list[config.Config]:
-    """Return the evaluations that a run still needs.
+def evaluations_of(arm: Arm) -> list[config.Config]:
+    """Return the configurations of the evaluations that measure a run here.
 
-    A run that was measured elsewhere and came without its weights needs none: it cannot be measured
-    again.
+    A run that was measured elsewhere and came without its weights can have no further ones.
     """
-    if _summary_of(arm).is_file() and not (arm.folder / "backbone.pt").is_file():
-        return []
-    return [cfg for cfg in (arm.cfg, *arm.further) if not _summary_of(arm, cfg).is_file()]
+    came_without_weights = _summary_of(arm).is_file() and not (arm.folder / "backbone.pt").is_file()
+    return [arm.cfg, *(() if came_without_weights else arm.further)]
+
+
+def _evaluations_left(arm: Arm) -> list[config.Config]:
+    """Return the evaluations that a run still needs."""
+    return [cfg for cfg in evaluations_of(arm) if not _summary_of(arm, cfg).is_file()]
 
 
 def _require_weights(folder: Path) -> None:

@@ -63,9 +63,11 @@ def write_records(path: Path, out: Path) -> None:
         is_run = (run / "config.yaml").is_file()  # not another evaluation in this folder
         if is_check or not is_run or (summary.parent / OUTCOMES).is_file():
             continue
-        old = by_name.get(name)
+        old = by_name.get(name, {"files": {}})["files"]
         # an evaluation that has been repeated has another summary
-        if old is None or old["files"].get(_summary_name(evaluation)) != _text(summary, run):
+        if old.get(_summary_name(evaluation)) != _text(summary, run) or (
+            _has_other_options(run, evaluation) and _identity_name(evaluation) not in old
+        ):
             by_name[name] = _row(run, out, evaluation, videos)
     kept = [row for name, row in by_name.items() if not _is_decided(name[0], choices)]
     with replacing(path) as file:
@@ -147,9 +149,8 @@ def _row(run: Path, out: Path, evaluation: str, videos: dict[str, Row]) -> Row:
     folder = run / "eval" / evaluation
     files = {"config.yaml": _options_text(run, out)}
     files[_summary_name(evaluation)] = _text(folder / "summary.json", run)
-    # config.yaml has the options of the run's own evaluation; those of another are compared here
-    if (folder / IDENTITY).is_file() and evaluation != config.load(run / "config.yaml").eval.name:
-        files[f"eval/{evaluation}/{IDENTITY}"] = _identity_text(folder / IDENTITY, out)
+    if _has_other_options(run, evaluation):
+        files[_identity_name(evaluation)] = _identity_text(folder / IDENTITY, out)
     removal = [row for row in read_metrics(run) if row.get("split") == "train_epoch"]
     files["metrics.jsonl"] = "".join(json.dumps(row) + "\n" for row in removal)
     if (run / CHECKS).is_file():
@@ -164,6 +165,16 @@ def _row(run: Path, out: Path, evaluation: str, videos: dict[str, Row]) -> Row:
 
 def _summary_name(evaluation: str) -> str:
     return f"eval/{evaluation}/summary.json"
+
+
+def _identity_name(evaluation: str) -> str:
+    return f"eval/{evaluation}/{IDENTITY}"
+
+
+def _has_other_options(run: Path, evaluation: str) -> bool:
+    """Return whether an evaluation has options of its own; config.yaml has those of the run's."""
+    has_identity = (run / _identity_name(evaluation)).is_file()
+    return has_identity and evaluation != config.load(run / "config.yaml").eval.name
 
 
 def _options_text(run: Path, out: Path) -> str:
@@ -271,6 +282,16 @@ def _require_same_options(row: Row, out: Path, path: Path) -> None:
             f"{folder} holds a run with other options than {path} (its values in brackets):"
             f" {', '.join(changed)}; set --output-dir or another --records"
         )
+    identity = _identity_name(row["evaluation"])
+    if identity in row["files"] and (folder / identity).is_file():
+        recorded_options = json.loads(row["files"][identity].replace(_OUT, str(out)))["options"]
+        options = read_json(folder / identity, f"delete {folder / identity}").get("options", {})
+        differ = [key for key, value in options.items() if recorded_options.get(key) != value]
+        if names := [key for key in differ if not f"{key}=".startswith(FREE)]:
+            raise UserError(
+                f"{(folder / identity).parent} holds an evaluation with other options than {path}:"
+                f" {', '.join(names)}; set --output-dir or another --records"
+            )
 
 
 def _unpack(row: Row, out: Path, videos: dict[str, list[str]]) -> None:

@@ -161,7 +161,12 @@ def _start_ready(waiting: Sequence[Arm], pool: _Pool, problems: dict[Path, str])
     left: list[Arm] = []
     unfinished = {run.folder for run in waiting} | {job.run.folder for job in pool.running.values()}
     for run in waiting:
-        failed = [folder for folder in run.needs if folder in problems]
+        # a teacher may be trained although an evaluation of it failed
+        failed = [
+            folder
+            for folder in run.needs
+            if folder in problems and not (folder / "backbone.pt").is_file()
+        ]
         if failed:
             teacher = failed[0].parent.name
             problems[run.folder] = f"{run.label}: needs the run of {teacher}, which failed"

@@ -11,6 +11,7 @@ import numpy as np
 
 from vidrobust import config
 from vidrobust.evaluation.report import tables as markdown
+from vidrobust.evaluation.summary import read_summary
 from vidrobust.study.arm_table import FinishedRun, measures_by_seed, of_measure
 from vidrobust.study.claims import Claim
 from vidrobust.study.outcomes import VideoMeasure, video_measure
@@ -50,6 +51,7 @@ class Verdict:
         verdict: HELD, DID_NOT or UNDECIDED.
         reason: of the verdict.
         notes: what to know of the comparison: seeds that are missing, other options that differ.
+        evaluation: name of the further evaluation that it is tested by; empty: the run's own.
     """
 
     claim: str
@@ -63,6 +65,7 @@ class Verdict:
     verdict: str
     reason: str
     notes: tuple[str, ...] = ()
+    evaluation: str = ""
 
 
 # --- Tests ---
@@ -77,12 +80,14 @@ def verdicts(study: Study, runs: Sequence[FinishedRun]) -> list[Verdict]:
     """
     rows: list[tuple[Claim, Verdict, PairedTest | None]] = []
     for claim in study.claims:
+        measured = _measured_by(claim, runs)
         datasets = [name for name in study.datasets if not claim.datasets or name in claim.datasets]
         for places in [list(claim.dial)] if claim.dial else [[name] for name in datasets]:
             for measure in claim.measures:
-                test = _test(claim, runs, places, measure)
-                beyond = _test(claim, runs, places, claim.beyond) if claim.beyond else None
-                rows.append((claim, _untested(study, claim, runs, places, measure, test), beyond))
+                test = _test(claim, measured, places, measure)
+                beyond = _test(claim, measured, places, claim.beyond) if claim.beyond else None
+                row = _untested(study, claim, measured, places, measure, test)
+                rows.append((claim, row, beyond))
     corrected = holm([row.test.p if row.test else None for _, row, _ in rows])
     # what is beyond accuracy is another family of tests
     beyond_p = holm([beyond.p if beyond else None for *_, beyond in rows])
@@ -90,6 +95,14 @@ def verdicts(study: Study, runs: Sequence[FinishedRun]) -> list[Verdict]:
         _judged(claim, replace(row, p=p), beyond, q)
         for (claim, row, beyond), p, q in zip(rows, corrected, beyond_p, strict=True)
     ]
+
+
+def _measured_by(claim: Claim, runs: Sequence[FinishedRun]) -> Sequence[FinishedRun]:
+    """Return the runs with the evaluation that a claim is tested by, and its summary."""
+    if not claim.evaluation:
+        return runs
+    summaries = [(run, _evaluation(run, claim) / "summary.json") for run in runs]
+    return [replace(run, summary=read_summary(path)) for run, path in summaries if path.is_file()]
 
 
 def _untested(
@@ -103,11 +116,12 @@ def _untested(
     """Return a verdict that is still to be made; see `verdicts`."""
     what = f"slope of {measure} over {_dial_text(claim)}" if claim.dial else measure
     other = claim.against or "0"
+    by = f" ({claim.evaluation})" if claim.evaluation else ""
     return Verdict(
         claim.name,
         claim.source,
         claim.says,
-        f"{what}: {claim.arm} {claim.expected} {other}",
+        f"{what}: {claim.arm} {claim.expected} {other}{by}",
         ", ".join(places),
         measure,
         test,
@@ -115,6 +129,7 @@ def _untested(
         UNDECIDED,
         "",
         tuple(_notes(study, claim, runs, places)),
+        claim.evaluation,
     )
 
 
@@ -294,12 +309,7 @@ def _notes(
     for name in filter(None, (claim.arm, claim.against)):
         for place in places:
             of_arm = [r for r in runs if (r.arm.dataset, r.arm.name) == (place, name)]
-            measured = {
-                run.arm.seed
-                for run in of_arm
-                if not claim.evaluation or (_evaluation(run, claim) / "summary.json").is_file()
-            }
-            missing = sorted(set(study.seeds) - measured)
+            missing = sorted(set(study.seeds) - {run.arm.seed for run in of_arm})
             if missing:
                 of = f" of {claim.evaluation}" if claim.evaluation else ""
                 notes.append(f"{place}, {name}: no result{of} of seeds {_listed(missing)}")
