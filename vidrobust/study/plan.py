@@ -225,7 +225,7 @@ def _check_seeds(seeds: Any, path: Path) -> None:
 
 
 def _check_folder_names(content: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError for a name that cannot be that of a folder, or that two things would have."""
+    """Raise UserError for a name that cannot be that of a folder, or that is taken."""
     if TUNED_RUNS in content["datasets"]:
         raise UserError(
             f"{path}: datasets: '{TUNED_RUNS}' is the folder of runs that choose options; choose"
