@@ -1,8 +1,9 @@
-"""Runs of studies, without training."""
+"""Config files of small studies, and runs without training."""
 
 from dataclasses import replace
 from pathlib import Path
 
+from tests.helpers import tiny, tiny_ucf101
 from vidrobust import config
 from vidrobust.attacks import ThreatModel
 from vidrobust.data import Failure
@@ -11,6 +12,14 @@ from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.representation.geometry import Geometry
 from vidrobust.evaluation.representation.knn_and_probe import Accuracy
 from vidrobust.study import Arm, FinishedRun
+
+
+def study_page(folder: Path, text: str) -> Path:
+    """Write study.yaml, and the base.yaml of its data set of a few clips, and return the file."""
+    root = tiny_ucf101(folder / "data")
+    (folder / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
+    (folder / "study.yaml").write_text(text)
+    return folder / "study.yaml"
 
 
 def finished_runs(robust: dict[str, list[float]]) -> list[FinishedRun]:

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from tests.helpers import tiny, tiny_ucf101, tool
-from vidrobust import config
+from tests.helpers import tool
+from tests.study.helpers import study_page
 from vidrobust.cli.folder_status import statuses
 from vidrobust.study import finished, plan, read_study
 from vidrobust.study.verdicts import verdicts
@@ -39,10 +39,7 @@ ARMS = ("simclr", "supcon", "fixed")
 
 @pytest.fixture
 def page(tmp_path):
-    root = tiny_ucf101(tmp_path / "data")
-    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
-    (tmp_path / "study.yaml").write_text(PAGE)
-    return tmp_path / "study.yaml"
+    return study_page(tmp_path, PAGE)
 
 
 def study(page, out, *words):
@@ -182,6 +179,35 @@ def test_with_other_options_it_is_refused_here_and_from_records(page):
         refused = study(page, folder / out, *records)
         assert refused.returncode == 1 and "Traceback" not in refused.stderr
         assert "strong holds an evaluation with other options (eval.steps); " in refused.stderr
+
+
+def test_options_name_the_study_folder_and_may_be_older(page):
+    out, records = page.parent / "out", page.parent / "records.jsonl"
+    tuned = 'arms: {simclr: [], tuned: ["model.weights={simclr}/backbone.pt"]}\n'
+    page.write_text(PAGE.split("arms:")[0] + tuned + 'evaluations: {strong: ["eval.threats=[]"]}\n')
+    words = ("--records", records)
+    assert study(page, out, *words).returncode == 0
+    assert f"{out}" not in records.read_text()
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    identity = "eval/strong/identity.json"
+    (row,) = [r for r in rows if "tuned" in r.get("run", "") and identity in r["files"]]
+    content = json.loads(row["files"][identity])
+    weights = content["options"]["model.weights"]
+    assert weights == "{study}/clips/simclr/seed0/backbone.pt"
+    # evaluations that were recorded before an option was there count as made with its value
+    del content["options"]["eval.steps"]
+    row["files"][identity] = json.dumps(content)
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = study(page, out, *words, "--report-only")
+    assert again.returncode == 0, again.stderr
+    # a value that differs is refused
+    content["options"]["eval.restarts"] = "7"
+    row["files"][identity] = json.dumps(content)
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = study(page, out, *words, "--report-only")
+    assert refused.returncode == 1
+    assert "strong holds an evaluation with other options than" in refused.stderr
+    assert "eval.restarts" in refused.stderr and "eval.steps" not in refused.stderr
 
 
 def test_a_run_that_came_without_weights_is_measured_no_further(page):

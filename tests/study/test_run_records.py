@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from tests.helpers import tiny, tiny_ucf101, tool
+from tests.helpers import tool
+from tests.study.helpers import study_page
 from vidrobust import config
 from vidrobust.cli.study_results import recorded_results
 from vidrobust.study import finished, plan, read_study
@@ -43,10 +44,7 @@ claims:
 
 @pytest.fixture
 def page(tmp_path):
-    root = tiny_ucf101(tmp_path / "data")
-    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
-    (tmp_path / "study.yaml").write_text(PAGE)
-    return tmp_path / "study.yaml"
+    return study_page(tmp_path, PAGE)
 
 
 def study(page, out, *words):

@@ -171,7 +171,7 @@ def options_that_differ(out: Path, cfg: config.Config) -> list[str]:
     path = out / IDENTITY
     if not path.is_file():
         return []
-    return _differing(read_json(path, f"delete {out}"), _options_of(cfg))
+    return differing(read_json(path, f"delete {out}"), _options_of(cfg))
 
 
 def _options_of(cfg: config.Config) -> dict[str, str]:
@@ -185,8 +185,15 @@ def _options_of(cfg: config.Config) -> dict[str, str]:
     }
 
 
-def _differing(earlier: dict[str, Any], options: dict[str, str]) -> list[str]:
-    """Return the names of options that differ; see `_difference`."""
+def differing(earlier: dict[str, Any], options: dict[str, str]) -> list[str]:
+    """Return the names of options whose values differ from those of an earlier evaluation.
+
+    An option that the earlier one does not name, such as one that was added since, counts as equal.
+
+    Args:
+        earlier: content of the identity.json of the earlier evaluation.
+        options: option -> value, of the other one.
+    """
     before = earlier.get("options")
     before = before if isinstance(before, dict) else {}
     return [key for key, value in options.items() if before.get(key, value) != value]
@@ -238,7 +245,7 @@ def _difference(earlier: dict[str, Any], identity: dict[str, str], options: dict
         identity: what `identify` returns for this evaluation.
         options: option -> value, of this evaluation.
     """
-    differ = ", ".join(_differing(earlier, options))
+    differ = ", ".join(differing(earlier, options))
     names = {
         "shift_sha": "videos of eval.shift",
         "open_set_sha": "videos of eval.open_set",

@@ -10,7 +10,7 @@ from typing import Any
 
 from vidrobust import config
 from vidrobust.config.yaml_text import dump_yaml, parse_yaml
-from vidrobust.evaluation.results import IDENTITY
+from vidrobust.evaluation.results import IDENTITY, differing
 from vidrobust.study.outcome_columns import packed, unpacked
 from vidrobust.study.outcomes import OUTCOMES, columns_of, read_column
 from vidrobust.study.run import FREE
@@ -284,9 +284,9 @@ def _require_same_options(row: Row, out: Path, path: Path) -> None:
         )
     identity = _identity_name(row["evaluation"])
     if identity in row["files"] and (folder / identity).is_file():
-        recorded_options = json.loads(row["files"][identity].replace(_OUT, str(out)))["options"]
+        earlier = json.loads(row["files"][identity].replace(_OUT, str(out)))
         options = read_json(folder / identity, f"delete {folder / identity}").get("options", {})
-        differ = [key for key, value in options.items() if recorded_options.get(key) != value]
+        differ = differing(earlier, options)
         if names := [key for key in differ if not f"{key}=".startswith(FREE)]:
             raise UserError(
                 f"{(folder / identity).parent} holds an evaluation with other options than {path}:"
