@@ -10,7 +10,7 @@ from vidrobust import checkpoint, config
 from vidrobust.study import plan, read_study
 from vidrobust.study import run as study_run
 from vidrobust.study.run import finished, run_arm
-from vidrobust.study.until import Checks, read_checks
+from vidrobust.study.until import Checks, Until, read_checks
 from vidrobust.training.loop import train
 from vidrobust.utils.errors import UserError
 
@@ -75,6 +75,14 @@ def test_in_parts_it_is_the_run_that_it_would_be_in_one(page, monkeypatch):
     (run,) = finished([arm])
     assert len(run.shortfalls) == 1
     assert run.shortfalls[0].endswith("held-out videos, below the 99.0 % that were to be reached")
+
+
+def test_checks_grow_apart_with_the_steps():
+    until, steps = Until(0.5, 50), [0]
+    while steps[-1] < 800:
+        steps.append(until.next_check(steps[-1]))
+    assert steps[:12] == [0, 50, 100, 150, 200, 250, 300, 350, 400, 450, 500, 550]
+    assert steps[12:] == [605, 665, 731, 804]
 
 
 def test_a_run_that_was_stopped_repeats_no_check(page, monkeypatch):

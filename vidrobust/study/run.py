@@ -224,7 +224,7 @@ def _train_until(arm: Arm, until: Until) -> None:
     assert arm.check is not None
     checks = read_checks(arm.folder) or Checks(until.accuracy, {}, False)
     while not checks.is_over:
-        stop = max(checks.accuracies, default=0) + until.steps
+        stop = until.next_check(max(checks.accuracies, default=0))
         _train(arm, stop)
         state = checkpoint.read_checkpoint(arm.folder)
         step = int(state["step"])

@@ -25,13 +25,24 @@ class Until:
 
     Attributes:
         accuracy: of the linear probe on the videos that data.validation holds out, in (0, 1).
-        steps: number of steps from one check to the next.
+        steps: least number of steps from one check to the next.
         options: options of the evaluation that checks it, after those of the arm.
     """
 
     accuracy: float
     steps: int
     options: Sequence[str] = ()
+
+    def next_check(self, done: int) -> int:
+        """Return the step of the next check: a tenth more than were done, at least `steps` more.
+
+        Accuracy grows with the logarithm of the steps: arms that learn fast and arms that learn
+        slowly then pass the accuracy by as much.
+
+        Args:
+            done: steps until the last check; 0 before the first one.
+        """
+        return done + max(self.steps, done // 10)
 
 
 def read_until(content: Any, path: Path) -> Until | None:
