@@ -109,6 +109,27 @@ def test_claes_view_asks_the_same_keys_and_queue(batch):
     assert_same(ours, clean + 0.7 * adv, model, query)
 
 
+def test_keys_of_the_batch_are_negatives_of_its_other_queries(batch):
+    """With in_batch, and not in evaluation: q against its key, the others' and what is left."""
+    views, ids, labels = batch
+    method = moco(momentum=1.0, in_batch=True)
+    older = method.queue[4:].clone()
+    found = method(views, ids, labels)["loss"]
+    q, k = (
+        F.normalize(each, dim=1)
+        for each in (method.model(views[:, 0]), method.encoder(views[:, 1]))
+    )
+    for i in range(4):
+        negatives = torch.cat([k[:i], k[i + 1 :], older])
+        logits = torch.cat([q[i] @ k[i : i + 1].T, q[i] @ negatives.T]) / 0.2
+        assert torch.allclose(found[i], logits.logsumexp(0) - logits[0], atol=1e-4)
+    assert method.queue_ids.tolist() == [0, 1, 2, 3, *[-1] * 8]
+    assert torch.allclose(method.queue[:4], k, atol=1e-4)
+    queue = method.queue.clone()
+    method.eval()(views, ids + 4, labels)
+    assert torch.equal(method.queue, queue)
+
+
 def test_the_oldest_keys_leave_also_where_the_queue_is_no_multiple_of_the_batch(batch):
     views, ids, labels = batch
     method = moco(size=6)

@@ -222,6 +222,7 @@ _ADDED_LATER: dict[str, object] = {
     "model.head_dropout": 0.0,
     "model.drop_path": -1.0,
     "method.freeze": False,
+    "method.in_batch": False,
     "method.label_smoothing": 0.0,
     "method.mixup": 0.0,
     "method.cutmix": 0.0,

@@ -674,6 +674,11 @@ class MethodConfig:
         "increase the momentum to 1 along a cosine (BYOL); false: constant (MoCo)",
     )
     queue: int = option(4096, "moco: number of keys kept as negatives", low=1)
+    in_batch: bool = option(
+        False,
+        "moco: keys of a batch are negatives of its other queries (MoCo v3); false: of later"
+        " batches (MoCo v2)",
+    )
     norm: str = option(
         "shuffle",
         "batch norm on several ranks; shuffle: moco's keys in batches mixed over ranks; sync:"

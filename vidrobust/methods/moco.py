@@ -32,6 +32,7 @@ class MoCoSettings:
         clips: V, views per video: a query and V - 1 keys.
         shuffle: with several ranks, keys are computed in batches mixed over them, so that batch
             statistics do not reveal which key belongs to a query.
+        in_batch: keys of a batch join the queue before its loss, as negatives of its other queries.
         detect_on_keys: false negatives are detected from keys, not from queries.
         alpha: weight of the adversarial query.
         alpha_negatives: factor of the similarity of non-semantic negatives.
@@ -42,6 +43,7 @@ class MoCoSettings:
     dim: int
     clips: int = 2
     shuffle: bool = True
+    in_batch: bool = False
     detect_on_keys: bool = False
     alpha: float = 1.0
     alpha_negatives: float = 1.0
@@ -71,8 +73,9 @@ class _Candidates:
 class MoCo(Method):
     """MoCo v2: the first view is the query, the others are its keys.
 
-    Keys are positives of their query, and negatives of later batches in a queue. The queue keeps
-    the id of each key, so that neither earlier keys of the same video nor false negatives are
+    Keys are positives of their query, and negatives of later batches in a queue; with `in_batch`
+    also of their own batch, as in MoCo v3 (Chen et al. 2021), which has no queue. The queue
+    keeps the id of each key, so that neither earlier keys of the same video nor false negatives are
     pushed away. With more than two clips per video, a query has several positives (Feichtenhofer et
     al. 2021).
 
@@ -143,12 +146,14 @@ class MoCo(Method):
             self.encoder.follow(self.model, progress)
         keys = self._keys(views[:, 1 : self.views])
         negatives = self._embed_negatives(views)
+        if self.training and self.settings.in_batch:
+            self._enqueue(keys, ids)
         candidates = self._candidates(query, keys, ids, negatives, progress)
         loss = self.query_loss(query, candidates)
         parts = {"loss": loss}
         if self.adversary is not None:
             parts = self._with_adversary(self.adversary, loss, candidates, views[:, 0], progress)
-        if self.training:
+        if self.training and not self.settings.in_batch:
             self._enqueue(keys, ids)
         return parts | negative_cosine(query, negatives)
 
@@ -295,6 +300,7 @@ def _build(parts: Parts) -> MoCo:
         dim=parts.dim,
         clips=options.clips_per_video,
         shuffle=options.norm == "shuffle",
+        in_batch=options.in_batch,
         detect_on_keys=options.false_negatives.encoder == "momentum",
         alpha=options.adversary.alpha,
         alpha_negatives=options.negatives.alpha,
@@ -307,7 +313,9 @@ SPEC = MethodSpec(
     build=_build,
     help="MoCo v2: a queue of keys",
     cost=Cost(forward=1, learned=(1,)),
-    options=frozenset({"temperature", "clips_per_video", "queue", "momentum", "momentum_climbs"}),
+    options=frozenset(
+        {"temperature", "clips_per_video", "queue", "in_batch", "momentum", "momentum_climbs"}
+    ),
     adversaries=("clae",),
     fixed=frozenset({"queue"}),
 )
