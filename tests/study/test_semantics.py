@@ -7,6 +7,7 @@ import pytest
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from tests.processes import TWO_RANKS, run
+from tests.study.helpers import study_page
 from vidrobust import config
 from vidrobust.study import plan, read_study
 from vidrobust.utils.errors import UserError
@@ -56,9 +57,8 @@ def test_options_of_a_data_set_apply_to_its_runs(tmp_path):
 
 def test_options_that_the_evaluation_refuses_are_reported_before_training(tmp_path):
     """A slash at the end of the data set's folder does not end up in the folder of its textures."""
-    root = tiny_ucf101(tmp_path / "data")
-    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
-    (tmp_path / "study.yaml").write_text(PAGE)
+    study_page(tmp_path, PAGE)
+    root = tmp_path / "data"
     done = tool(
         "study", "--cfg", "study.yaml", "--arms", "moco", "--data", f"clips={root}/", cwd=tmp_path
     )

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import REPO, tiny, tiny_ucf101, tool
-from tests.study.helpers import finished_runs
-from vidrobust import config
+from tests.helpers import REPO, tool
+from tests.study.helpers import finished_runs, study_page
 from vidrobust.evaluation.representation.multi_label import MeanAveragePrecision
 from vidrobust.methods import RULES
 from vidrobust.study import (
@@ -47,12 +46,7 @@ COMMON = [
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    root = tiny_ucf101(tmp_path / "data")
-    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
-    (tmp_path / "study.yaml").write_text(
-        PAGE.format(common=", ".join(f'"{word}"' for word in COMMON))
-    )
-    return tmp_path / "study.yaml"
+    return study_page(tmp_path, PAGE.format(common=", ".join(f'"{word}"' for word in COMMON)))
 
 
 @pytest.mark.usefixtures("whole_reports")

@@ -85,6 +85,14 @@ def test_checks_grow_apart_with_the_steps():
     assert steps[12:] == [605, 665, 731, 804]
 
 
+def test_a_run_is_checked_at_these_steps(page, monkeypatch):
+    monkeypatch.setattr(Until, "next_check", lambda self, done: 2 * done + 2)
+    accuracies(monkeypatch, [0.1, 1.0])
+    (arm,) = plan(read_study(page), page.parent / "out")
+    run_arm(arm)
+    assert read_checks(arm.folder).accuracies == {2: 0.1, 6: 1.0}
+
+
 def test_a_run_that_was_stopped_repeats_no_check(page, monkeypatch):
     (arm,) = plan(read_study(page), page.parent / "out")
     with monkeypatch.context() as patch:

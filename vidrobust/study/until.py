@@ -36,8 +36,8 @@ class Until:
     def next_check(self, done: int) -> int:
         """Return the step of the next check: a tenth more than were done, at least `steps` more.
 
-        Accuracy grows with the logarithm of the steps: arms that learn fast and arms that learn
-        slowly then pass the accuracy by as much.
+        Accuracy changes slowly late in training, where checks at a fixed distance would take longer
+        than the training.
 
         Args:
             done: steps until the last check; 0 before the first one.
