@@ -13,6 +13,7 @@ from vidrobust.study import Study, finished, plan, read_study, run_arm, write_st
 from vidrobust.study.arm_table import measures_by_seed
 from vidrobust.study.claims import Claim
 from vidrobust.study.outcomes import video_measure
+from vidrobust.study.paired_test import seeds_needed
 from vidrobust.study.verdicts import DID_NOT, HELD, UNDECIDED, verdict_lines, verdicts
 from vidrobust.utils.errors import UserError
 
@@ -88,7 +89,12 @@ def test_an_undecided_claim_says_how_many_seeds_would_decide(tmp_path):
     runs = runs_with(tmp_path, {"simclr": (0.8, 0.5), "supcon": (0.8, 0.51)}, seeds=2)
     (row,) = verdicts(study_of(CLAIM), runs)
     assert row.verdict == UNDECIDED and row.test.half > abs(row.test.mean)
-    assert "seeds give 80 % power" in row.reason or "no number of seeds" in row.reason
+    assert "seeds find a difference of this size" in row.reason or "no number" in row.reason
+    # a difference that counts and is larger than the measured one
+    (row,) = verdicts(study_of(replace(CLAIM, relevant=0.09)), runs)
+    needed = seeds_needed(0.09, row.test.spread, row.test.of_videos, VIDEOS)
+    assert row.verdict == UNDECIDED and needed != row.test.seeds_needed
+    assert row.reason == f"{needed} seeds find a difference of 9.0 points with 80 % power"
     # the interval excludes a difference of half of all videos
     (row,) = verdicts(study_of(replace(CLAIM, relevant=0.5)), runs)
     assert (row.verdict, row.reason) == (DID_NOT, "a difference of 50.0 points is excluded")

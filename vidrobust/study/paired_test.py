@@ -42,6 +42,8 @@ class PairedTest:
         seeds_needed: seeds with which a difference of this mean would be found with a probability
             of 80 % at the level of 5 %; None with one seed, or where more seeds do not suffice for
             this number of videos.
+        spread: standard deviation of `values`; None with one seed.
+        of_videos: standard deviation of the mean over samples of videos; None with one seed.
     """
 
     values: list[float]
@@ -51,6 +53,8 @@ class PairedTest:
     p: float | None = None
     effect: float | None = None
     seeds_needed: int | None = None
+    spread: float | None = None
+    of_videos: float | None = None
 
 
 def differences_by_draw(
@@ -104,6 +108,8 @@ def paired_test_of(values: np.ndarray, by_draw: np.ndarray, videos: int) -> Pair
         p,
         mean / spread if spread > 0 else None,
         seeds_needed(mean, spread, of_videos, videos),
+        spread,
+        of_videos,
     )
 
 

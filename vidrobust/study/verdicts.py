@@ -21,6 +21,7 @@ from vidrobust.study.paired_test import (
     differences_by_draw,
     holm,
     paired_test_of,
+    seeds_needed,
 )
 from vidrobust.study.plan import Study
 from vidrobust.study.run import FREE
@@ -166,7 +167,7 @@ def _judged(
         return replace(row, verdict=HELD, reason="")
     if claim.relevant and signed + test.half < claim.relevant:
         return replace(row, verdict=DID_NOT, reason=_too_small(claim))
-    return replace(row, reason=_power(test))
+    return replace(row, reason=_power(claim, test))
 
 
 def _too_small(claim: Claim) -> str:
@@ -191,11 +192,19 @@ def _points(value: float, claim: Claim, *, unit: bool = True) -> str:
     return number(100 * value, 1) + (f" points{per}" if unit else "")
 
 
-def _power(test: PairedTest) -> str:
-    """Return how many seeds would decide."""
-    if test.seeds_needed is None:
-        return "no number of seeds decides with these videos"
-    return f"{test.seeds_needed} seeds give 80 % power for a difference of this size"
+def _power(claim: Claim, test: PairedTest) -> str:
+    """Return how many seeds would decide.
+
+    Where the measured difference is smaller than `claim.relevant`, they are those that find one of
+    `claim.relevant`. As many exclude it where there is none: both need an interval of one width.
+    """
+    needed, target = test.seeds_needed, "a difference of this size"
+    if abs(test.mean) < claim.relevant and test.spread is not None and test.of_videos is not None:
+        needed = seeds_needed(claim.relevant, test.spread, test.of_videos, test.videos)
+        target = f"a difference of {_points(claim.relevant, claim)}"
+    if needed is None:
+        return f"no number of seeds finds {target} with these videos"
+    return f"{needed} seeds find {target} with 80 % power"
 
 
 def _test(
